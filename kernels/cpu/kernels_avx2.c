@@ -1,0 +1,13 @@
+/* AVX2 + FMA + F16C build of the vector kernels. */
+#include "kernels/cpu/cpu_kernels.h"
+
+#ifdef __AVX2__
+#include "kernels/cpu/vec16_avx2.h"
+#define KERNELS_NAME "avx2"
+#define KERNELS_GET kn_cpu_kernels_avx2
+#define KERNELS_SUPPORTED                                                                                              \
+    (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+#include "kernels/cpu/kernels_template.h"
+#else
+const kn_cpu_kernels *kn_cpu_kernels_avx2(void) { return NULL; }
+#endif
