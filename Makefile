@@ -10,9 +10,9 @@ PORT      ?= 8080
 ARGS      ?=
 
 # ---- Debian 12 packages: the only install lists of the project -----------------------------------
-PACKAGES_RUN   := libmicrohttpd12 libuv1 libcjson1 libsentencepiece0 libpcre2-8-0 libinih1
+PACKAGES_RUN   := libmicrohttpd12 libuv1 libcjson1 libsentencepiece0 libpcre2-8-0 libutf8proc2 libinih1
 PACKAGES_BUILD := gcc g++ make pkg-config libmicrohttpd-dev libuv1-dev libcjson-dev libsentencepiece-dev \
-                  libpcre2-dev libinih-dev uthash-dev
+                  libpcre2-dev libutf8proc-dev libinih-dev uthash-dev
 PACKAGES_TEST  := libcmocka-dev libopenblas-dev python3 python3-jinja2 python3-venv curl git wrk
 PACKAGES_LINT  := clang-format clang-tidy cppcheck
 PACKAGES_FUZZ  := clang libclang-rt-14-dev
@@ -37,14 +37,16 @@ else
 $(error BUILD is '$(BUILD)': use BUILD=debug or BUILD=release)
 endif
 ifneq ($(SANITIZER),)
-ifeq ($(filter $(SANITIZER),address undefined thread),)
+ifeq ($(filter $(SANITIZER),address undefined thread fuzzer),)
 $(error SANITIZER is '$(SANITIZER)': use address (with undefined), undefined or thread)
 endif
-SAN_FLAGS := $(if $(filter address,$(SANITIZER)),-fsanitize=address$(comma)undefined,-fsanitize=$(SANITIZER)) \
-             -fno-sanitize-recover=all
+SAN_address   := address,undefined
+SAN_undefined := undefined
+SAN_thread    := thread
+SAN_fuzzer    := fuzzer-no-link,address,undefined# set by 'make fuzz'
+SAN_FLAGS     := -fsanitize=$(SAN_$(SANITIZER)) -fno-sanitize-recover=all
 endif
-comma := ,
-PKG      := libmicrohttpd libuv libcjson sentencepiece libpcre2-8
+PKG      := libmicrohttpd libuv libcjson sentencepiece libpcre2-8 libutf8proc
 PKG_CFLAGS = $(shell pkg-config --cflags $(PKG) 2>/dev/null)
 PKG_LIBS   = $(shell pkg-config --libs $(PKG) 2>/dev/null) -linih
 CFLAGS_ALL   = -std=c11 -D_GNU_SOURCE $(COMMON) $(WARN_C) $(PKG_CFLAGS) $(SAN_FLAGS) $(CFLAGS)
@@ -140,10 +142,18 @@ lint: ## formatting, include rules, clang-tidy, cppcheck
 format: ## rewrite the sources with clang-format
 	@git ls-files '*.c' '*.h' '*.cc' '*.cu' '*.cuh' | xargs -r clang-format -i
 
-FUZZ_FLAGS := -std=c11 -D_GNU_SOURCE -I. -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all
-fuzz: ## build the fuzz targets and run each for SECONDS (default 60) on its corpus
+FUZZ_BIN := $(patsubst tests/fuzz/%.c,$(OUT)/tests/fuzz/%,$(FUZZ_SRC))
+fuzz: ## build the fuzz targets with clang and run each for SECONDS_EACH (default 60) on its corpus
 	@tools/install_packages.sh --if-missing $(PACKAGES_BUILD) $(PACKAGES_FUZZ)
-	@tests/fuzz/run.sh $(or $(SECONDS_EACH),60)
+	@$(MAKE) --no-print-directory -s -j$$(nproc) BUILD=debug SANITIZER=fuzzer CC=clang CXX=clang++ fuzz-programs
+	@tests/fuzz/run.sh build/debug-fuzzer $(or $(SECONDS_EACH),60)
+
+fuzz-programs: $(FUZZ_BIN)
+.PHONY: fuzz-programs
+
+$(OUT)/tests/fuzz/%: $(OUT)/tests/fuzz/%.c.o $(OUT)/libbisup.a
+	@echo "link $@"
+	@$(CC) $(SAN_FLAGS) -fsanitize=fuzzer $(LDFLAGS) -o $@ $^ $(LIBS)
 
 load: need-test ## load-test a running server at PORT with wrk: /health, a chat, a streamed chat
 	@tests/load/run.sh $(PORT)

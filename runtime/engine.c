@@ -120,7 +120,8 @@ static bis_status plan_memory(rt_engine *self, const rt_engine_options *options,
     if (options->kv_bytes || wanted > limit / page_bytes) wanted = limit / page_bytes;
     if (wanted > INT32_MAX / KN_PAGE_TOKENS) wanted = INT32_MAX / KN_PAGE_TOKENS;
     if (wanted < 1) {
-        return bis_fail(error, BIS_ERR_NOMEM, "%.1f MB do not hold one page of the KV cache (%.1f MB): raise --kv-memory",
+        return bis_fail(error, BIS_ERR_NOMEM,
+                        "%.1f MB do not hold one page of the KV cache (%.1f MB): raise --kv-memory",
                         (double)limit / 1e6, (double)page_bytes / 1e6);
     }
     *pages = (int)wanted;
@@ -208,8 +209,10 @@ bis_status rt_engine_submit(rt_engine *engine, const rt_request_params *params, 
                                           notify, user, &request, error);
     if (status) return status;
     status = rt_scheduler_submit(engine->scheduler, request, error);
-    if (status) rt_request_unref(request);
-    else *out = request;
+    if (status)
+        rt_request_unref(request);
+    else
+        *out = request;
     return status;
 }
 

@@ -118,9 +118,10 @@ bis_status rt_forward_open(const rt_model *model, kn_backend *backend, int max_r
 
 void rt_forward_close(rt_forward *forward) {
     if (!forward) return;
-    float *const owned[] = {forward->vector_memory, forward->rope_table, forward->residual, forward->normed,
-                            forward->q,             forward->attended,   forward->k,        forward->v,
-                            forward->gate,          forward->up,         forward->logits};
+    float *const owned[] = {
+        forward->vector_memory, forward->rope_table, forward->residual, forward->normed, forward->q,
+        forward->attended,      forward->k,          forward->v,        forward->gate,   forward->up,
+        forward->logits};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) bis_free(owned[i]);
     bis_free(forward->vectors);
     bis_free(forward);

@@ -57,10 +57,15 @@ const cJSON *rt_metadata_get(const cJSON *object, const char *key) {
     return found;
 }
 
-bool rt_metadata_whole(const cJSON *item, uint64_t *out) {
+bool rt_metadata_number(const cJSON *item, double *out) {
     if (!cJSON_IsNumber(item)) return false;
-    double value = item->valuedouble;
-    if (!(value >= 0 && value <= 0x1p53) || value != floor(value)) return false;
+    *out = item->valuedouble;
+    return true;
+}
+
+bool rt_metadata_whole(const cJSON *item, uint64_t *out) {
+    double value;
+    if (!rt_metadata_number(item, &value) || !(value >= 0 && value <= 0x1p53) || value != floor(value)) return false;
     *out = (uint64_t)value;
     return true;
 }

@@ -23,6 +23,9 @@ bis_status rt_metadata_read(const char *path, size_t limit, cJSON **out, bis_err
 /* The value of a key (case matters; the last one where a key is repeated); NULL where there is none. */
 const cJSON *rt_metadata_get(const cJSON *object, const char *key);
 
+/* True where the item is a number. */
+bool rt_metadata_number(const cJSON *item, double *out);
+
 /* True where the item is a whole number of 0 to 2^53, which a double holds exactly. */
 bool rt_metadata_whole(const cJSON *item, uint64_t *out);
 

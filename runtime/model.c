@@ -98,16 +98,16 @@ bis_status rt_model_walk(rt_model *model, rt_model_visit *visit, void *context, 
 
 /* ---- making and completing ---- */
 
-bis_status rt_model_make(const rt_model_config *config, rt_model **out, bis_error *error) {
+rt_model *rt_model_make(const rt_model_config *config, bis_error *error) {
     rt_model *model = bis_calloc(1, sizeof *model);
     if (model) model->layers = bis_calloc((size_t)config->layers, sizeof *model->layers);
     if (!model || !model->layers) {
         bis_free(model);
-        return bis_fail(error, BIS_ERR_NOMEM, "no memory for a model of %d layers", config->layers);
+        bis_fail(error, BIS_ERR_NOMEM, "no memory for the list of %d layers", config->layers);
+        return NULL;
     }
     model->config = *config;
-    *out = model;
-    return BIS_OK;
+    return model;
 }
 
 typedef struct totals {
@@ -292,10 +292,10 @@ static bis_status read_metadata(const char *folder, rt_model_config *config, bis
 
 bis_status rt_model_open(const char *folder, rt_model **out, bis_error *error) {
     rt_model_config config;
-    rt_model *model;
     bis_status status = read_metadata(folder, &config, error);
-    if (!status) status = rt_model_make(&config, &model, error);
     if (status) return status;
+    rt_model *model = rt_model_make(&config, error);
+    if (!model) return BIS_ERR_NOMEM;
     status = rt_safetensors_open_folder(folder, &model->weights, error);
     if (!status) status = bind_weights(model, folder, error);
     if (status)

@@ -81,7 +81,8 @@ static double read_real(reader *r, const cJSON *object, const char *key, double 
                         double fallback) {
     const cJSON *item = value_of(object, key);
     if (!item && !isnan(fallback)) return fallback;
-    if (cJSON_IsNumber(item) && item->valuedouble >= minimum && item->valuedouble <= maximum) return item->valuedouble;
+    double value;
+    if (rt_metadata_number(item, &value) && value >= minimum && value <= maximum) return value;
     char accepted[64];
     snprintf(accepted, sizeof accepted, "a number from %g to %g", minimum, maximum);
     refuse(r, BIS_ERR_FORMAT, key, item, accepted);
@@ -156,14 +157,17 @@ static void read_switches(reader *r, const family *kind, rt_model_config *config
 static void check_window(reader *r, const family *kind, const rt_model_config *config) {
     const cJSON *types = value_of(r->root, "layer_types"), *type;
     cJSON_ArrayForEach(type, types) {
-        if (!cJSON_IsString(type) || strcmp(type->valuestring, "full_attention")) {
+        if (!cJSON_IsString(type) || strcmp(type->valuestring, "full_attention") != 0) {
             refuse(r, BIS_ERR_UNSUPPORTED, "an entry of layer_types", type, "\"full_attention\"");
         }
     }
     if (!read_flag(r, "use_sliding_window", !kind->window_is_off)) return;
     const cJSON *item = rt_metadata_get(r->root, "sliding_window");
-    double window = item ? -1 : kind->window;
-    if (cJSON_IsNumber(item)) window = item->valuedouble;
+    double window = -1;
+    if (!item)
+        window = kind->window;
+    else
+        (void)rt_metadata_number(item, &window);
     if (cJSON_IsNull(item) || (!item && !kind->window) || window >= config->context) return;
     char accepted[192];
     snprintf(accepted, sizeof accepted,
@@ -198,7 +202,7 @@ static void read_rope_object(reader *r, const cJSON *object, const char *key, co
             read_llama3(r, object, config, rope);
         else
             rope->scaling = RT_ROPE_LINEAR;
-    } else if (strcmp(name, "default")) {
+    } else if (strcmp(name, "default") != 0) {
         refuse(r, BIS_ERR_UNSUPPORTED, "the rope_type", type, "default, linear, llama3");
     }
 }

@@ -28,8 +28,8 @@ typedef struct rt_model_part {
 typedef bis_status rt_model_visit(const rt_model_part *part, void *context, bis_error *error);
 bis_status rt_model_walk(rt_model *model, rt_model_visit *visit, void *context, bis_error *error);
 
-/* A model with its layers allocated and all tensors absent. */
-bis_status rt_model_make(const rt_model_config *config, rt_model **out, bis_error *error);
+/* A model with its layers allocated and all tensors absent; NULL where there is no memory. */
+rt_model *rt_model_make(const rt_model_config *config, bis_error *error);
 
 /* Fills parameters, bytes, type, and the head of a tied model, once all tensors are there. */
 void rt_model_complete(rt_model *model);

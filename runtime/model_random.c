@@ -6,10 +6,10 @@
  */
 #include <math.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "common/alloc.h"
 #include "runtime/model_internal.h"
+#include "runtime/system_memory.h"
 
 enum { QUANTILES = 1 << 16, ALIGNMENT = 64 };
 
@@ -99,12 +99,12 @@ static bis_status place(const rt_model_part *part, void *context, bis_error *err
     return BIS_OK;
 }
 
-/* Asking for more than the machine has would not fail but end in the system stopping the process. */
+/* Asking for more than there is would not fail here but end in the system stopping the process. */
 static bis_status check_memory(size_t bytes, bis_error *error) {
-    long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-    if (pages <= 0 || page <= 0 || bytes / (size_t)page < (size_t)pages) return BIS_OK;
-    return bis_fail(error, BIS_ERR_NOMEM, "a model of this shape takes %.1f GB; this machine has %.1f GB",
-                    (double)bytes * 1e-9, (double)pages * (double)page * 1e-9);
+    uint64_t available = rt_system_memory_available();
+    if (bytes < available) return BIS_OK;
+    return bis_fail(error, BIS_ERR_NOMEM, "a model of this shape takes %.1f GB; %.1f GB are free", (double)bytes * 1e-9,
+                    (double)available * 1e-9);
 }
 
 static bis_status fill_model(rt_model *model, kn_type type, uint64_t seed, bis_error *error) {
@@ -132,10 +132,9 @@ static bis_status fill_model(rt_model *model, kn_type type, uint64_t seed, bis_e
 bis_status rt_model_random(const rt_model_config *config, kn_type type, uint64_t seed, rt_model **out,
                            bis_error *error) {
     if ((unsigned)type >= KN_TYPE_COUNT) return bis_fail(error, BIS_ERR_INVALID, "unknown weight type");
-    rt_model *model;
-    bis_status status = rt_model_make(config, &model, error);
-    if (status) return status;
-    status = fill_model(model, type, seed, error);
+    rt_model *model = rt_model_make(config, error);
+    if (!model) return BIS_ERR_NOMEM;
+    bis_status status = fill_model(model, type, seed, error);
     if (status)
         rt_model_close(model);
     else

@@ -9,9 +9,8 @@
 enum { RING_BYTES = 32 * 1024 };
 
 rt_request_params rt_request_default_params(void) {
-    return (rt_request_params){.max_tokens = -1,
-                               .sampling = {.temperature = 1, .top_p = 1, .repetition_penalty = 1},
-                               .logprobs = -1};
+    return (rt_request_params){
+        .max_tokens = -1, .sampling = {.temperature = 1, .top_p = 1, .repetition_penalty = 1}, .logprobs = -1};
 }
 
 /* Also false for NaN. */
@@ -19,14 +18,20 @@ static bool within(float value, float low, float high) { return value >= low && 
 
 static bis_status check_sampling(const rt_sampling *s, int vocab, bis_error *error) {
     const char *wrong = NULL;
-    if (!within(s->temperature, 0, 100)) wrong = "temperature must be between 0 and 100";
-    else if (!(s->top_p > 0 && s->top_p <= 1)) wrong = "top_p must be above 0 and at most 1";
-    else if (!within(s->min_p, 0, 1)) wrong = "min_p must be between 0 and 1";
+    if (!within(s->temperature, 0, 100))
+        wrong = "temperature must be between 0 and 100";
+    else if (!(s->top_p > 0 && s->top_p <= 1))
+        wrong = "top_p must be above 0 and at most 1";
+    else if (!within(s->min_p, 0, 1))
+        wrong = "min_p must be between 0 and 1";
     else if (!(s->repetition_penalty > 0 && s->repetition_penalty <= 100)) {
         wrong = "repetition_penalty must be above 0 and at most 100";
-    } else if (!within(s->frequency_penalty, -2, 2)) wrong = "frequency_penalty must be between -2 and 2";
-    else if (!within(s->presence_penalty, -2, 2)) wrong = "presence_penalty must be between -2 and 2";
-    else if (s->logit_bias_count > RT_LOGIT_BIAS_MAX) wrong = "logit_bias has too many entries (at most 1024)";
+    } else if (!within(s->frequency_penalty, -2, 2))
+        wrong = "frequency_penalty must be between -2 and 2";
+    else if (!within(s->presence_penalty, -2, 2))
+        wrong = "presence_penalty must be between -2 and 2";
+    else if (s->logit_bias_count > RT_LOGIT_BIAS_MAX)
+        wrong = "logit_bias has too many entries (at most 1024)";
     if (wrong) return bis_fail(error, BIS_ERR_INVALID, "%s", wrong);
     for (size_t i = 0; i < s->logit_bias_count; i++) {
         if (s->logit_bias[i].token < 0 || s->logit_bias[i].token >= vocab || !isfinite(s->logit_bias[i].bias)) {
@@ -41,8 +46,9 @@ static bis_status check_params(const rt_request_params *p, int vocab, int contex
     if (p->prompt_count == 0) return bis_fail(error, BIS_ERR_INVALID, "the prompt is empty");
     size_t most = (size_t)context - (p->max_tokens == 0 ? 0 : 1);
     if (p->prompt_count > most) {
-        return bis_fail(error, BIS_ERR_LIMIT, "the prompt has %zu tokens; the context has room for %zu besides the answer",
-                        p->prompt_count, most);
+        return bis_fail(error, BIS_ERR_LIMIT,
+                        "the prompt has %zu tokens; the context has room for %zu besides the answer", p->prompt_count,
+                        most);
     }
     for (size_t i = 0; i < p->prompt_count; i++) {
         if (p->prompt[i] < 0 || p->prompt[i] >= vocab) {

@@ -233,30 +233,27 @@ static bis_status read_image(rt_safetensors *file, const unsigned char *image, s
 
 /* ---- files ---- */
 
-static bis_status make_reader(const char *name, size_t files, rt_safetensors **out, bis_error *error) {
+/* NULL where there is no memory. */
+static rt_safetensors *make_reader(size_t files) {
     rt_safetensors *file = bis_calloc(1, sizeof *file);
     if (file) file->files = bis_calloc(files, sizeof *file->files);
-    if (!file || !file->files) {
-        bis_free(file);
-        return out_of_memory(name, error);
-    }
-    *out = file;
-    return BIS_OK;
+    if (file && file->files) return file;
+    bis_free(file);
+    return NULL;
 }
 
-static bis_status add_path(rt_safetensors *file, const char *path, mapped_file **added, bis_error *error) {
+static mapped_file *add_path(rt_safetensors *file, const char *path) {
     mapped_file *next = &file->files[file->file_count];
     next->path = bis_strdup(path);
-    if (!next->path) return out_of_memory(path, error);
+    if (!next->path) return NULL;
     file->file_count++;
-    *added = next;
-    return BIS_OK;
+    return next;
 }
 
 static bis_status add_file(rt_safetensors *file, const char *path, bis_error *error) {
-    mapped_file *added = NULL;
-    bis_status status = add_path(file, path, &added, error);
-    if (!status) status = bis_map_file(path, &added->mapping, error);
+    mapped_file *added = add_path(file, path);
+    if (!added) return out_of_memory(path, error);
+    bis_status status = bis_map_file(path, &added->mapping, error);
     if (!status) status = read_image(file, added->mapping.data, added->mapping.size, added->path, error);
     if (status) return status;
     struct stat info;
@@ -281,20 +278,17 @@ static bis_status finish(bis_status status, rt_safetensors *file, rt_safetensors
 }
 
 bis_status rt_safetensors_open(const char *path, rt_safetensors **out, bis_error *error) {
-    rt_safetensors *file;
-    bis_status status = make_reader(path, 1, &file, error);
-    if (status) return status;
+    rt_safetensors *file = make_reader(1);
+    if (!file) return out_of_memory(path, error);
     return finish(add_file(file, path, error), file, out, error);
 }
 
 bis_status rt_safetensors_open_memory(const void *image, size_t size, const char *name, rt_safetensors **out,
                                       bis_error *error) {
-    rt_safetensors *file;
-    mapped_file *added = NULL;
-    bis_status status = make_reader(name, 1, &file, error);
-    if (status) return status;
-    status = add_path(file, name, &added, error);
-    if (!status) status = read_image(file, image, size, added->path, error);
+    rt_safetensors *file = make_reader(1);
+    if (!file) return out_of_memory(name, error);
+    const mapped_file *added = add_path(file, name);
+    bis_status status = added ? read_image(file, image, size, added->path, error) : out_of_memory(name, error);
     return finish(status, file, out, error);
 }
 
@@ -325,7 +319,7 @@ static bis_status list_shards(const cJSON *map, const char *index, const char **
     qsort(names, entries, sizeof *names, by_text);
     kept = 1;
     for (size_t i = 1; i < entries; i++) {
-        if (strcmp(names[i], names[kept - 1])) names[kept++] = names[i];
+        if (strcmp(names[i], names[kept - 1]) != 0) names[kept++] = names[i];
     }
     if (kept > RT_SAFETENSORS_SHARDS_MAX) {
         bis_free(names);
@@ -359,7 +353,7 @@ static bis_status check_map(const rt_safetensors *file, const cJSON *map, const 
     cJSON_ArrayForEach(entry, map) {
         const rt_stored_tensor *tensor = rt_safetensors_find(file, entry->string);
         const char *base = tensor ? strrchr(tensor->file, '/') : NULL;
-        if (!base || strcmp(base + 1, entry->valuestring)) {
+        if (!base || strcmp(base + 1, entry->valuestring) != 0) {
             return bis_fail(error, BIS_ERR_FORMAT, "%s says that tensor '%.80s' is in %.80s, but it is not", index,
                             entry->string, entry->valuestring);
         }
@@ -371,14 +365,13 @@ static bis_status open_sharded(const char *folder, const char *index, const cJSO
                                bis_error *error) {
     const char **names = NULL;
     size_t count = 0;
-    rt_safetensors *file = NULL, *opened = NULL;
     bis_status status = list_shards(map, index, &names, &count, error);
     if (status) return status;
-    status = make_reader(index, count, &file, error);
-    if (!status) status = finish(add_shards(file, folder, names, count, index, error), file, &opened, error);
+    rt_safetensors *file = make_reader(count), *opened = NULL;
+    status = file ? add_shards(file, folder, names, count, index, error) : out_of_memory(index, error);
+    status = finish(status, file, &opened, error);
     bis_free(names);
-    if (status) return status;
-    status = check_map(opened, map, index, error);
+    if (!status) status = check_map(opened, map, index, error);
     if (status)
         rt_safetensors_close(opened);
     else

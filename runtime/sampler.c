@@ -7,8 +7,8 @@
 
 struct rt_sampler {
     int vocab;
-    float *values;   /* [vocab] logits after bias, penalties and temperature */
-    int32_t *heap;   /* [vocab] candidate ids */
+    float *values; /* [vocab] logits after bias, penalties and temperature */
+    int32_t *heap; /* [vocab] candidate ids */
     int heap_count;
     double *weights; /* [vocab] of candidates in the order they were taken */
 };

@@ -23,10 +23,10 @@ struct rt_scheduler {
     rt_request *waiting_head, *waiting_tail;
     int32_t *row_tokens, *row_positions; /* [max_rows] */
     const int32_t **row_pages;
-    int32_t *logit_rows;      /* [max_logits] */
-    int32_t *first_logit;     /* [max_batch]: index of running[i]'s first logits row in this step, or -1 */
-    int *step_rows;           /* [max_batch]: rows of running[i] in this step */
-    rt_event event;           /* scratch: too large for the stack of a small thread */
+    int32_t *logit_rows;  /* [max_logits] */
+    int32_t *first_logit; /* [max_batch]: index of running[i]'s first logits row in this step, or -1 */
+    int *step_rows;       /* [max_batch]: rows of running[i] in this step */
+    rt_event event;       /* scratch: too large for the stack of a small thread */
     char text[RT_DECODER_TEXT_MAX];
 
     /* Shared under `mutex`. */
@@ -47,8 +47,10 @@ int rt_scheduler_max_logits(int max_batch) { return max_batch + EXTRA_LOGIT_ROWS
 
 static void push(rt_request **head, rt_request **tail, rt_request *request) {
     request->next = NULL;
-    if (*tail) (*tail)->next = request;
-    else *head = request;
+    if (*tail)
+        (*tail)->next = request;
+    else
+        *head = request;
     *tail = request;
 }
 
@@ -119,8 +121,8 @@ static bool advance(rt_scheduler *self, rt_request *request, const float *logits
         put_done(self, request, RT_FINISH_LENGTH, 0);
         return true;
     }
-    int32_t token = rt_sampler_pick(self->sampler, &request->sampling, request->counts, logits,
-                                    (uint64_t)request->generated);
+    int32_t token =
+        rt_sampler_pick(self->sampler, &request->sampling, request->counts, logits, (uint64_t)request->generated);
     if (is_stop_token(request, token)) {
         put_done_flushing(self, request, RT_FINISH_STOP);
         return true;
@@ -135,9 +137,12 @@ static bool advance(rt_scheduler *self, rt_request *request, const float *logits
     bool stop = rt_stop_matcher_push(&request->matcher, self->text, length, self->event.text, &self->event.text_length);
     self->event.kind = RT_EVENT_TOKEN;
     rt_request_put(request, &self->event);
-    if (stop) put_done(self, request, RT_FINISH_STOP, 0);
-    else if (request->generated == request->max_new) put_done_flushing(self, request, RT_FINISH_LENGTH);
-    else return false;
+    if (stop)
+        put_done(self, request, RT_FINISH_STOP, 0);
+    else if (request->generated == request->max_new)
+        put_done_flushing(self, request, RT_FINISH_LENGTH);
+    else
+        return false;
     return true;
 }
 
@@ -205,8 +210,7 @@ static void want_logits(rt_scheduler *self, rt_batch *batch, int index) {
 
 /* Adds up to `budget` (at least 1) of running[index]'s prompt rows; returns how many. *extra_logits counts down
  * the step's logits rows beyond one of each sequence. */
-static int add_prompt_rows(rt_scheduler *self, rt_batch *batch, int index, int budget,
-                           int *extra_logits) {
+static int add_prompt_rows(rt_scheduler *self, rt_batch *batch, int index, int budget, int *extra_logits) {
     rt_request *request = self->running[index];
     int rows = request->prompt_count - request->computed;
     if (rows > budget) rows = budget;

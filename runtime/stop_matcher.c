@@ -2,8 +2,7 @@
 
 #include <string.h>
 
-bis_status rt_stop_matcher_start(rt_stop_matcher *matcher, const char *const *strings, size_t count,
-                                 bis_error *error) {
+bis_status rt_stop_matcher_start(rt_stop_matcher *matcher, const char *const *strings, size_t count, bis_error *error) {
     if (count > RT_STOP_STRINGS_MAX) {
         return bis_fail(error, BIS_ERR_INVALID, "%zu stop strings are given; at most %d are accepted", count,
                         RT_STOP_STRINGS_MAX);

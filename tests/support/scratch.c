@@ -41,7 +41,7 @@ void scratch_remove(void) {
     if (!entries) return;
     const struct dirent *entry;
     while ((entry = readdir(entries))) {
-        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, "..")) unlink(scratch_path(entry->d_name));
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) unlink(scratch_path(entry->d_name));
     }
     closedir(entries);
     rmdir(folder);

@@ -71,10 +71,11 @@ static size_t decode_by_definition(const unsigned char *bytes, uint32_t *code_po
 static void every_pair_of_first_bytes_is_judged_by_the_definition(void **state) {
     (void)state;
     static const unsigned char others[] = {0x00, 0x7f, 0x80, 0xbf, 0xc0, 0xff};
+    enum { COUNT = sizeof others };
     for (unsigned first_two = 0; first_two < 0x10000; first_two++) {
-        for (size_t rest = 0; rest < sizeof others * sizeof others; rest++) {
-            unsigned char bytes[4] = {(unsigned char)(first_two >> 8), (unsigned char)first_two,
-                                      others[rest / sizeof others], others[rest % sizeof others]};
+        for (size_t rest = 0; rest < (size_t)COUNT * COUNT; rest++) {
+            unsigned char bytes[4] = {(unsigned char)(first_two >> 8), (unsigned char)first_two, others[rest / COUNT],
+                                      others[rest % COUNT]};
             uint32_t expected = 1, code_point = 1;
             size_t length = decode_by_definition(bytes, &expected);
             if (bis_utf8_decode((char *)bytes, sizeof bytes, &code_point) != length || code_point != expected) {
