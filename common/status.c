@@ -13,10 +13,8 @@ static void make_one_line(char *text) {
     for (size_t i = 0; i < length;) {
         uint32_t code_point;
         size_t n = bis_utf8_decode(text + i, length - i, &code_point);
-        if (n == 0)
-            text[i] = '?';
-        else if (code_point < 0x20 || code_point == 0x7f)
-            text[i] = ' ';
+        if (n == 0) text[i] = '?';
+        else if (code_point < 0x20 || code_point == 0x7f) text[i] = ' ';
         i += n ? n : 1;
     }
 }

@@ -35,8 +35,7 @@ size_t bis_utf8_decode(const char *text, size_t length, uint32_t *code_point) {
     const unsigned char *bytes = (const unsigned char *)text;
     size_t want = lead_length(bytes[0]);
     if (want == 0 || want > length || valid_bytes(bytes, length, want) < want) return 0;
-    static const unsigned char lead_mask[] = {0, 0x7f, 0x1f, 0x0f, 0x07};
-    uint32_t value = bytes[0] & lead_mask[want];
+    uint32_t value = want == 1 ? bytes[0] : bytes[0] & (0xffu >> (want + 1));
     for (size_t i = 1; i < want; i++) value = value << 6 | (bytes[i] & 0x3f);
     *code_point = value;
     return want;

@@ -197,10 +197,8 @@ void cfg_value_describe(const cfg_entry *entry, char *out, size_t size) {
     case CFG_BOOL: snprintf(out, size, "true or false"); break;
     case CFG_CHOICE: describe_words(entry->hint, out, size); break;
     case CFG_INT:
-        if (strchr(entry->hint, '|'))
-            describe_words(entry->hint, out, size);
-        else
-            snprintf(out, size, "a whole number from %.0f to %.0f", entry->least, entry->most);
+        if (strchr(entry->hint, '|')) describe_words(entry->hint, out, size);
+        else snprintf(out, size, "a whole number from %.0f to %.0f", entry->least, entry->most);
         break;
     case CFG_UINT64: snprintf(out, size, "a whole number from 0 to %llu", (unsigned long long)UINT64_MAX); break;
     case CFG_SIZE:

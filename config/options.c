@@ -75,10 +75,8 @@ static cfg_option find_option(const char *name, size_t length) {
 static const char *suggest(const char *prefix, const char *word, const char *const *names, size_t count, char *text,
                            size_t size) {
     const char *nearest = cfg_nearest_name(word, names, count);
-    if (nearest)
-        snprintf(text, size, "; did you mean %s%s?", prefix, nearest);
-    else
-        *text = '\0';
+    if (nearest) snprintf(text, size, "; did you mean %s%s?", prefix, nearest);
+    else *text = '\0';
     return text;
 }
 

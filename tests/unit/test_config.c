@@ -333,10 +333,8 @@ static void allocation_failures_are_reported_and_nothing_leaks(void **state) {
         bis_status status = load(CFG_SERVE, ARGS("m", "--config", file_path), &options, &error);
         bis_alloc_fail_after(-1);
         loaded = status == BIS_OK;
-        if (loaded)
-            cfg_options_free(&options);
-        else
-            assert_int_equal(status, BIS_ERR_NOMEM);
+        if (loaded) cfg_options_free(&options);
+        else assert_int_equal(status, BIS_ERR_NOMEM);
         failures += !loaded;
     }
     assert_true(loaded);
@@ -574,10 +572,8 @@ static void the_nearest_name_counts_letters_to_change(void **state) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const char *nearest = cfg_nearest_name(cases[i][0], names, sizeof names / sizeof *names);
-        if (!cases[i][1])
-            assert_null(nearest);
-        else
-            assert_string_equal(nearest, cases[i][1]);
+        if (!cases[i][1]) assert_null(nearest);
+        else assert_string_equal(nearest, cases[i][1]);
     }
 }
 

@@ -1,0 +1,3 @@
+-- /health: what the HTTP layer alone can do.
+wrk.method = "GET"
+wrk.path = "/health"
