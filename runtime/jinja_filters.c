@@ -144,10 +144,13 @@ static rt_jval filter_truncate(rt_jrun *run, rt_jval value, const rt_jargs *args
     if (!rt_jbind(run, args, "truncate", "length killwords end leeway", 0, &bound)) return rt_jnone();
     int64_t length = rt_jarg_int(run, bound.at[0], 255), leeway = rt_jarg_int(run, bound.at[3], 5);
     const rt_jstr *end = rt_jarg_string(run, bound.at[2], &dots);
-    if (value.type != RT_J_STRING) rt_jfail(run, BIS_ERR_INVALID, "truncate needs a str");
-    if (length < (int64_t)end->chars || leeway < 0)
+    int64_t size = 0;
+    if (!rt_jlength(value, &size)) rt_jfail(run, BIS_ERR_INVALID, "truncate needs a str");
+    if (length < (int64_t)end->chars || leeway < 0) {
         rt_jfail(run, BIS_ERR_INVALID, "truncate: length or leeway is too small");
-    if (run->status || (int64_t)value.as.string->chars - leeway <= length) return value;
+    }
+    if (run->status || size - leeway <= length) return value;
+    if (value.type != RT_J_STRING) rt_jfail(run, BIS_ERR_INVALID, "truncate needs a str");
     rt_jval cut = rt_jslice(run, value, rt_jnone(), rt_jint(length - (int64_t)end->chars), rt_jnone());
     if (run->status) return rt_jnone();
     if (!rt_jtruth(bound.at[1])) {

@@ -144,6 +144,12 @@ static rt_jval next_value(rt_jrun *run, percent_values *values) {
     return tuple ? values->all.as.list->items[values->next++] : (values->next++, values->all);
 }
 
+/* How many values a format must use up: all of a tuple, and a single one unless Python could look up keys in it. */
+static size_t needed_values(rt_jval all) {
+    if (all.type == RT_J_TUPLE) return all.as.list->count;
+    return all.type != RT_J_DICT && all.type != RT_J_LIST && all.type != RT_J_RANGE && all.type != RT_J_UNDEFINED;
+}
+
 static rt_jval named_value(rt_jrun *run, const percent_values *values, const char *from, const char *to) {
     if (values->all.type != RT_J_DICT) return fail_format(run, "format requires a mapping");
     const rt_jval *value = rt_jdict_get(run, values->all.as.dict, rt_jstring(run, from, (size_t)(to - from)));
@@ -233,8 +239,7 @@ rt_jval rt_jformat_percent(rt_jrun *run, const rt_jstr *format, rt_jval all) {
             if (!run->status) put_percent(run, &out, how, value);
         }
     }
-    size_t count = all.type == RT_J_TUPLE ? all.as.list->count : all.type != RT_J_DICT;
-    if (values.next < count) fail_format(run, "not all arguments converted during string formatting");
+    if (values.next < needed_values(all)) fail_format(run, "not all arguments converted during string formatting");
     return rt_jmarkup(run, rt_jtake(run, &out), format->markup);
 }
 

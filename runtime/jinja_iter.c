@@ -17,7 +17,7 @@ static bool next_char(rt_jrun *run, rt_jiter *iter, rt_jval *out) {
     if (iter->position >= string->length) return false;
     size_t from = iter->position;
     rt_jchar_at(string->bytes, string->length, &iter->position);
-    *out = rt_jstring_part(run, string, from, iter->position);
+    *out = rt_jmarkup(run, rt_jstring_part(run, string, from, iter->position), false);
     return true;
 }
 

@@ -187,7 +187,9 @@ static rt_jval read_value(reader *in) {
 
 rt_jval rt_jparse_json(rt_jrun *run, const char *json, const char *what) {
     reader in = {.run = run, .start = json, .at = json, .end = json + strlen(json), .what = what};
-    if (!bis_utf8_valid(json, strlen(json))) bad(&in, "it is not valid UTF-8, which it must be");
+    if (!bis_utf8_valid(json, strlen(json))) {
+        rt_jfail_raw(run, BIS_ERR_INVALID, "%.100s is not valid JSON: it is not UTF-8", what);
+    }
     rt_jval value = read_value(&in);
     skip_space(&in);
     if (in.at < in.end) bad(&in, "more text after the value");

@@ -163,7 +163,7 @@ rt_jval rt_jbinary(rt_jrun *run, rt_joperation operation, rt_jval a, rt_jval b) 
     if (operation == RT_JO_ADD && a.type == RT_J_STRING && b.type == RT_J_STRING) return add_strings(run, a, b);
     if (operation == RT_JO_ADD && is_list(a) && a.type == b.type) return add_lists(run, a, b);
     if (operation == RT_JO_MUL) return repeat(run, a, b);
-    if (operation == RT_JO_MOD && a.type == RT_J_STRING && b.type != RT_J_UNDEFINED) {
+    if (operation == RT_JO_MOD && a.type == RT_J_STRING) {
         return rt_jformat_percent(run, a.as.string, b);
     }
     return fail_operands(run, texts[operation], a, b);

@@ -68,6 +68,12 @@ static rt_jval take_output(rt_jrun *run, size_t from) {
     return text;
 }
 
+/* What call and filter blocks give must be text already. */
+static void write_string(rt_jrun *run, rt_jval value) {
+    if (value.type == RT_J_STRING) rt_jwrite(run, &run->output, value);
+    else rt_jfail(run, BIS_ERR_INVALID, "a call or filter block must give a str, not %s", rt_jtype_name(value));
+}
+
 /* ---- Loops ---- */
 
 static bool passes(rt_jrun *run, rt_jloop *loop, rt_jval item) {
@@ -293,7 +299,7 @@ static void run_call_block(rt_jrun *run, const rt_jnode *node) {
     }
     rt_jdict_set(run, named, rt_jstring_from(run, "caller"), make_macro(run, node));
     args.named = named;
-    rt_jwrite(run, &run->output, rt_jcall(run, callee, &args));
+    write_string(run, rt_jcall(run, callee, &args));
 }
 
 static void run_generation(rt_jrun *run, const rt_jnode *node) {
@@ -334,7 +340,7 @@ static flow run_set_block(rt_jrun *run, const rt_jnode *node) {
 static flow run_filter_block(rt_jrun *run, const rt_jnode *node) {
     rt_jval text;
     flow next = capture(run, node, &text);
-    if (next == FLOW_NEXT) rt_jwrite(run, &run->output, rt_jeval_filter_chain(run, node->left, text));
+    if (next == FLOW_NEXT) write_string(run, rt_jeval_filter_chain(run, node->left, text));
     return next;
 }
 

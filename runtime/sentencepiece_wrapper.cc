@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <exception>
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -34,16 +35,18 @@ int32_t rt_spm_bos(const rt_spm *spm) { return spm->processor.bos_id(); }
 int32_t rt_spm_eos(const rt_spm *spm) { return spm->processor.eos_id(); }
 int32_t rt_spm_unknown(const rt_spm *spm) { return spm->processor.unk_id(); }
 
-bool rt_spm_encode(const rt_spm *spm, const char *text, size_t length, bool (*emit)(void *context, int32_t id),
-                   void *context) {
+rt_spm_result rt_spm_encode(const rt_spm *spm, const char *text, size_t length, bool (*emit)(void *context, int32_t id),
+                            void *context) {
     try {
         std::vector<int> ids;
-        if (!spm->processor.Encode(absl::string_view(text, length), &ids).ok()) return false;
+        if (!spm->processor.Encode(absl::string_view(text, length), &ids).ok()) return RT_SPM_FAILED;
         for (int id : ids) {
-            if (!emit(context, id)) return false;
+            if (!emit(context, id)) return RT_SPM_STOPPED;
         }
-        return true;
+        return RT_SPM_DONE;
+    } catch (const std::bad_alloc &) {
+        return RT_SPM_NO_MEMORY;
     } catch (...) {
-        return false;
+        return RT_SPM_FAILED;
     }
 }

@@ -25,10 +25,11 @@ int32_t rt_spm_bos(const rt_spm *spm); /* -1: none */
 int32_t rt_spm_eos(const rt_spm *spm);
 int32_t rt_spm_unknown(const rt_spm *spm);
 
-/* Calls emit for every id of the text, in order, until it returns false.
- * False: emit did, or memory ran out. */
-bool rt_spm_encode(const rt_spm *spm, const char *text, size_t length, bool (*emit)(void *context, int32_t id),
-                   void *context);
+typedef enum rt_spm_result { RT_SPM_DONE, RT_SPM_STOPPED, RT_SPM_NO_MEMORY, RT_SPM_FAILED } rt_spm_result;
+
+/* Calls emit for every id of the text, in order, until it returns false (RT_SPM_STOPPED). */
+rt_spm_result rt_spm_encode(const rt_spm *spm, const char *text, size_t length, bool (*emit)(void *context, int32_t id),
+                            void *context);
 
 #ifdef __cplusplus
 }

@@ -274,6 +274,10 @@ static bis_status encode_sentencepiece(encoder *e, const char *text, size_t leng
     const rt_tokenizer *tokenizer = e->tokenizer;
     bool prefixed =
         tokenizer->dummy_prefix == RT_DUMMY_ALWAYS ? !continues : tokenizer->dummy_prefix == RT_DUMMY_FIRST && at_start;
+    if (prefixed && tokenizer->trims_spaces) { /* the dummy prefix stands for the spaces it removes */
+        for (; length > 0 && *text == ' '; length--) text++;
+        if (length == 0) return BIS_OK;
+    }
     if (prefixed) {
         bis_buf_clear(&e->normalized);
         bis_buf_puts(&e->normalized, RT_SPACE_MARK);
@@ -281,7 +285,11 @@ static bis_status encode_sentencepiece(encoder *e, const char *text, size_t leng
         text = e->normalized.data;
         length = e->normalized.length;
     }
-    return rt_spm_encode(tokenizer->spm, text, length, emit_piece, e) ? BIS_OK : no_memory(e);
+    rt_spm_result result = rt_spm_encode(tokenizer->spm, text, length, emit_piece, e);
+    if (result == RT_SPM_FAILED) {
+        return bis_fail(e->error, BIS_ERR_INTERNAL, "the sentencepiece library could not encode the text");
+    }
+    return result == RT_SPM_DONE ? BIS_OK : no_memory(e);
 }
 
 /* Encodes a part between added tokens: its valid runs as text, and other bytes one by one. */

@@ -70,6 +70,7 @@ struct rt_tokenizer {
     uint8_t *user_defined; /* by id: the library finds the piece's text anywhere by itself */
     int32_t spm_size;
     rt_dummy_prefix dummy_prefix;
+    bool trims_spaces; /* the model removes leading and repeated spaces itself */
 
     rt_decode_rules decode;
     uint16_t character_of_byte[256]; /* the byte-level alphabet, both ways */

@@ -33,7 +33,7 @@ enum { NORMALIZER_TABLE = 2, NORMALIZER_DUMMY_PREFIX = 3, NORMALIZER_TRIM = 4, N
 enum { TRAINER_SPACE_SUFFIX = 24 };
 
 typedef struct model_facts {
-    bool dummy_prefix, trims_spaces, escapes_spaces, space_suffix;
+    bool dummy_prefix, trims_spaces, escapes_spaces, space_suffix, has_table;
 } model_facts;
 
 static uint64_t read_varint(proto_reader *reader) {
@@ -161,6 +161,7 @@ static bis_status read_normalizer(proto_field message, model_facts *facts, bis_e
         if (field.number == NORMALIZER_DUMMY_PREFIX) facts->dummy_prefix = field.value != 0;
         if (field.number == NORMALIZER_TRIM) facts->trims_spaces = field.value != 0;
         if (field.number == NORMALIZER_ESCAPE) facts->escapes_spaces = field.value != 0;
+        if (field.number == NORMALIZER_TABLE && field.length > 0) facts->has_table = true;
         if (field.number == NORMALIZER_TABLE && !table_is_sound(field.bytes, field.bytes ? field.length : 1)) {
             return bis_fail(error, BIS_ERR_FORMAT, "the normalization table is malformed");
         }
@@ -220,8 +221,10 @@ static bis_status open_library(rt_tokenizer *tokenizer, const bis_buf *model, bi
 
 static void set_prefix_and_template(rt_tokenizer *tokenizer, const model_facts *facts, const rt_side *side) {
     bool wanted = facts->dummy_prefix && side->add_prefix_space != 0;
+    bool by_library = facts->trims_spaces && facts->has_table;
     rt_dummy_prefix kind = side->legacy == 1 ? RT_DUMMY_ALWAYS : RT_DUMMY_FIRST;
-    tokenizer->dummy_prefix = wanted && !facts->trims_spaces ? kind : RT_DUMMY_NEVER;
+    tokenizer->dummy_prefix = wanted && !by_library ? kind : RT_DUMMY_NEVER;
+    tokenizer->trims_spaces = facts->trims_spaces;
     tokenizer->decode.strip = ' ';
     tokenizer->decode.strip_count = wanted ? 1 : 0;
     tokenizer->unknown = rt_spm_unknown(tokenizer->spm);
@@ -236,13 +239,13 @@ bis_status rt_load_sentencepiece(rt_tokenizer *tokenizer, const char *path, cons
     bis_status status = bis_read_file(path, RT_TOKENIZER_FILE_MAX, &file, error);
     if (status) return status;
     tokenizer->type = RT_TYPE_SENTENCEPIECE;
-    model_facts facts = {true, true, true, false};
+    model_facts facts = {true, true, true, false, false};
     status = read_model(tokenizer, &file, &model, &facts, error);
     if (!status && (facts.space_suffix || !facts.escapes_spaces)) {
         status = bis_fail(error, BIS_ERR_UNSUPPORTED, "models with %s are not supported",
                           facts.space_suffix ? "treat_whitespace_as_suffix" : "escape_whitespaces = false");
     }
-    bool own_prefix = !facts.trims_spaces || side->add_prefix_space == 0;
+    bool own_prefix = !(facts.trims_spaces && facts.has_table) || side->add_prefix_space == 0;
     if (!status && own_prefix && !switch_dummy_prefix_off(&model)) {
         status = bis_fail(error, BIS_ERR_NOMEM, "no memory to read the model");
     }

@@ -175,10 +175,8 @@ bis_status rt_side_read(const char *folder, rt_side *side, bis_error *error) {
         cJSON *json = NULL;
         status = rt_read_json_file(path, &json, error);
         if (status) return status;
-        if (!cJSON_IsObject(json))
-            status = bis_fail(error, BIS_ERR_FORMAT, "it is not a JSON object");
-        else
-            status = files[i].read(side, json, error);
+        if (!cJSON_IsObject(json)) status = bis_fail(error, BIS_ERR_FORMAT, "it is not a JSON object");
+        else status = files[i].read(side, json, error);
         cJSON_Delete(json);
         if (status) return bis_fail_within(error, "%s", path);
     }

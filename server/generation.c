@@ -102,8 +102,8 @@ static bool prepare_prompt(generation *g, srv_prompt *prompt, srv_api_error *err
     if (!g->request.echo) return true;
     bis_buf text = {0};
     bis_error problem = {0};
-    if (context->ops->decode(context->engine, prompt->ids.ids, prompt->ids.count, g->request.skip_special_tokens,
-                             &text, &problem) != BIS_OK) {
+    if (context->ops->decode(context->engine, prompt->ids.ids, prompt->ids.count, g->request.skip_special_tokens, &text,
+                             &problem) != BIS_OK) {
         bis_buf_free(&text);
         srv_api_error_from(error, &problem);
         return false;
@@ -127,8 +127,12 @@ static bool prepare(srv_job *job) {
 
 static srv_answer_head answer_head(const generation *g) {
     const srv_context *context = g->job.context;
-    return (srv_answer_head){.api = g->request.api, .id = g->id, .model = context->info.model_name,
-                             .fingerprint = context->fingerprint, .created = g->created, .reader = &context->reader};
+    return (srv_answer_head){.api = g->request.api,
+                             .id = g->id,
+                             .model = context->info.model_name,
+                             .fingerprint = context->fingerprint,
+                             .created = g->created,
+                             .reader = &context->reader};
 }
 
 static void begin_stream(generation *g) {
@@ -151,8 +155,8 @@ static void write_piece(srv_choice *c, const char *text, size_t length, rt_finis
     begin_stream(g);
     srv_answer_head head = answer_head(g);
     bool with_records = g->request.logprobs >= 0 && c->records.count > 0;
-    srv_answer_choice piece = {.text = text, .length = length, .finish = finish,
-                               .records = with_records ? &c->records : NULL};
+    srv_answer_choice piece = {
+        .text = text, .length = length, .finish = finish, .records = with_records ? &c->records : NULL};
     bis_buf event = {0};
     srv_render_chunk(&event, &head, c->index, &piece, !c->started, g->request.include_usage);
     c->started = true;
@@ -187,7 +191,9 @@ static void finish_answer(generation *g) {
     body.failed = !list;
     for (size_t i = 0; list && i < g->choice_count; i++) {
         srv_choice *c = &g->choices[i];
-        list[i] = (srv_answer_choice){.text = bis_buf_cstr(&c->text), .length = c->text.length, .finish = c->finish,
+        list[i] = (srv_answer_choice){.text = bis_buf_cstr(&c->text),
+                                      .length = c->text.length,
+                                      .finish = c->finish,
                                       .records = g->request.logprobs >= 0 ? &c->records : NULL};
     }
     srv_answer_head head = answer_head(g);
@@ -209,7 +215,9 @@ static bool add_record(srv_token_records *records, const rt_event *event) {
         records->capacity = capacity;
     }
     srv_token_record *record = &records->items[records->count++];
-    *record = (srv_token_record){.token = event->token, .known = !isnan(event->logprob), .logprob = event->logprob,
+    *record = (srv_token_record){.token = event->token,
+                                 .known = !isnan(event->logprob),
+                                 .logprob = event->logprob,
                                  .top_count = event->top_count};
     memcpy(record->top, event->top, (size_t)event->top_count * sizeof *record->top);
     return true;
@@ -233,8 +241,8 @@ static void take_done(srv_choice *c, const rt_event *event) {
 /* Returns false when the event ended the job. */
 static bool take_event(srv_choice *c, const rt_event *event) {
     generation *g = c->owner;
-    bool failed = event->kind == RT_EVENT_DONE &&
-                  (event->finish == RT_FINISH_ERROR || event->finish == RT_FINISH_CANCELLED);
+    bool failed =
+        event->kind == RT_EVENT_DONE && (event->finish == RT_FINISH_ERROR || event->finish == RT_FINISH_CANCELLED);
     bis_error problem = event->error;
     if (failed && event->finish == RT_FINISH_CANCELLED)
         bis_fail(&problem, BIS_ERR_CANCELLED, "The request was ended by the server.");
@@ -325,10 +333,11 @@ static bis_status submit(generation *g, srv_choice *c, bis_error *error) {
     return context->ops->submit(context->engine, &params, on_events, c, &c->request, error);
 }
 
-/* Submits choices until all are, or the queue is full: then the rest waits for a tick, or for the end of an
- * earlier choice. Refused only while the engine has none of them. */
+/* Submits choices until all are, or the engine has enough of this request or of all: then the rest waits for a
+ * tick, or for the end of an earlier choice. Refused only while the engine has none of them. */
 static void submit_more(generation *g) {
-    while (g->submitted < g->choice_count) {
+    size_t at_once = 2 * (size_t)g->job.context->info.max_batch; /* keeps it busy, and the queue open for others */
+    while (g->submitted < g->choice_count && g->submitted - g->done_count < at_once) {
         bis_error problem = {0};
         bis_status status = submit(g, &g->choices[g->submitted], &problem);
         if (status == BIS_ERR_BUSY && g->submitted > 0) return;

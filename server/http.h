@@ -103,9 +103,9 @@ typedef struct srv_handler {
 } srv_handler;
 
 typedef struct srv_http_options {
-    const char *host; /* a name or an address */
-    int port;         /* 0: any free one */
-    size_t max_body;  /* bytes of one request's body */
+    const char *host;  /* a name or an address */
+    int port;          /* 0: any free one */
+    size_t max_body;   /* bytes of one request's body */
     size_t max_bodies; /* bytes of all bodies in memory */
     int max_connections;
     int idle_seconds; /* a connection may take this long for a complete request head, or stay silent */

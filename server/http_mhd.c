@@ -6,7 +6,8 @@
  * that were woken.
  *
  * The library does not look at suspended connections, so a second epoll set watches their sockets for
- * the client's hang-up: a request is cancelled as soon as nobody waits for it.
+ * the client's hang-up: a request is cancelled as soon as nobody waits for it. A client that closes only its
+ * sending side counts as gone, because the two look the same from here.
  */
 #include <errno.h>
 #include <microhttpd.h>
@@ -208,8 +209,7 @@ static enum MHD_Result on_access(void *user, struct MHD_Connection *connection, 
     srv_http *http = user;
     mhd_exchange *e = *context;
     if (!e) {
-        const union MHD_ConnectionInfo *info =
-            MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+        const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
         if (!info || !info->socket_context) return MHD_NO;
         e = begin_exchange(http, info->socket_context, url, method);
         *context = e;
@@ -265,8 +265,12 @@ static void on_connection(void *user, struct MHD_Connection *connection, void **
         const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
         peer *p = info ? bis_calloc(1, sizeof *p) : NULL;
         if (!p) return; /* its first request is refused by on_access */
-        *p = (peer){.http = http, .connection = connection, .fd = info->connect_fd, .since_ns = bis_now_ns(),
-                    .waiting = true, .next = http->peers};
+        *p = (peer){.http = http,
+                    .connection = connection,
+                    .fd = info->connect_fd,
+                    .since_ns = bis_now_ns(),
+                    .waiting = true,
+                    .next = http->peers};
         if (p->next) p->next->previous = p;
         http->peers = p;
         *context = p;
@@ -339,8 +343,7 @@ static bis_status open_listener(const srv_http_options *options, int *out_fd, in
     char port_text[16];
     snprintf(port_text, sizeof port_text, "%d", options->port);
     int failure = getaddrinfo(options->host, port_text, &hints, &list);
-    if (failure)
-        return bis_fail(error, BIS_ERR_IO, "cannot listen on '%s': %s", options->host, gai_strerror(failure));
+    if (failure) return bis_fail(error, BIS_ERR_IO, "cannot listen on '%s': %s", options->host, gai_strerror(failure));
     int fd = -1;
     for (const struct addrinfo *a = list; a && fd < 0; a = a->ai_next) fd = listen_at(a);
     int reason = errno;
@@ -376,13 +379,13 @@ static bis_status start_daemon(srv_http *http, bis_error *error) {
     int fd;
     bis_status status = open_listener(&http->options, &fd, &http->port, error);
     if (status != BIS_OK) return status;
-    http->daemon = MHD_start_daemon(
-        MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ITC | MHD_USE_ERROR_LOG, 0, NULL, NULL, on_access, http,
-        MHD_OPTION_EXTERNAL_LOGGER, log_library, NULL, MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_NOTIFY_COMPLETED,
-        on_completed, http, MHD_OPTION_NOTIFY_CONNECTION, on_connection, http, MHD_OPTION_CONNECTION_LIMIT,
-        allowed_connections(http->options.max_connections), MHD_OPTION_CONNECTION_TIMEOUT,
-        (unsigned)http->options.body_seconds, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)HEADER_MEMORY,
-        MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1, MHD_OPTION_END);
+    http->daemon = MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ITC | MHD_USE_ERROR_LOG, 0, NULL,
+                                    NULL, on_access, http, MHD_OPTION_EXTERNAL_LOGGER, log_library, NULL,
+                                    MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_NOTIFY_COMPLETED, on_completed, http,
+                                    MHD_OPTION_NOTIFY_CONNECTION, on_connection, http, MHD_OPTION_CONNECTION_LIMIT,
+                                    allowed_connections(http->options.max_connections), MHD_OPTION_CONNECTION_TIMEOUT,
+                                    (unsigned)http->options.body_seconds, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+                                    (size_t)HEADER_MEMORY, MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1, MHD_OPTION_END);
     if (!http->daemon) {
         close(fd);
         return bis_fail(error, BIS_ERR_IO, "cannot start the HTTP server");

@@ -39,9 +39,7 @@ void srv_api_error_from(srv_api_error *out, const bis_error *error) {
         out->status = 503;
         out->type = "server_error";
         break;
-    default:
-        out->status = 500;
-        out->type = "server_error";
+    default: out->status = 500; out->type = "server_error";
     }
 }
 

@@ -31,7 +31,7 @@ typedef struct srv_context {
     srv_loop *loop;
     bool draining;
     int job_count, max_jobs;
-    srv_job *jobs; /* those not ended */
+    srv_job *jobs;                      /* those not ended */
     _Atomic(struct srv_choice *) ready; /* choices whose engine request has events; pushed by the engine thread */
 } srv_context;
 
@@ -39,14 +39,14 @@ struct srv_job {
     srv_context *context;
     srv_exchange *exchange; /* NULL once answered, or once the client is gone */
     bis_buf body;
-    srv_api_error error;                /* of prepare */
+    srv_api_error error; /* of prepare */
     bool prepared, ended;
-    bool (*prepare)(srv_job *job);      /* worker thread; false: `error` says why */
-    void (*proceed)(srv_job *job);      /* loop thread, after prepare, if the client is still there */
-    void (*tick)(srv_job *job);         /* loop thread, several times a second; may be NULL */
-    void (*writable)(srv_job *job);     /* the stream has room again; may be NULL */
-    void (*release)(srv_job *job);      /* loop thread, at the end: stops the engine's work; may be NULL */
-    void (*destroy)(srv_job *job);      /* frees what the kind added, not the job itself */
+    bool (*prepare)(srv_job *job);  /* worker thread; false: `error` says why */
+    void (*proceed)(srv_job *job);  /* loop thread, after prepare, if the client is still there */
+    void (*tick)(srv_job *job);     /* loop thread, several times a second; may be NULL */
+    void (*writable)(srv_job *job); /* the stream has room again; may be NULL */
+    void (*release)(srv_job *job);  /* loop thread, at the end: stops the engine's work; may be NULL */
+    void (*destroy)(srv_job *job);  /* frees what the kind added, not the job itself */
     atomic_int references;
     srv_job *previous, *next;
 };

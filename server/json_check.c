@@ -159,7 +159,8 @@ static bool scan_value(scanner *s, int depth) {
 }
 
 bis_status srv_json_check(const char *text, size_t length, srv_json_slice *slices, size_t count, bis_error *error) {
-    scanner s = {.text = text, .end = text + length, .at = text, .slices = slices, .slice_count = count, .error = error};
+    scanner s = {
+        .text = text, .end = text + length, .at = text, .slices = slices, .slice_count = count, .error = error};
     for (size_t i = 0; i < count; i++) slices[i].start = NULL;
     if (length == 0) return bis_fail(error, BIS_ERR_INVALID, "The request body is empty: a JSON object is expected.");
     bool ok = scan_value(&s, 0);

@@ -76,14 +76,13 @@ static bool set_field(srv_parser *parser, const field *f, const cJSON *value) {
     switch (f->kind) {
     case INT:
         if (!srv_json_whole(value, f->least, f->most, &whole))
-            return srv_refuse(parser->error, f->name, "%s must be a whole number from %.0f to %.0f.", f->name,
-                              f->least, f->most);
+            return srv_refuse(parser->error, f->name, "%s must be a whole number from %.0f to %.0f.", f->name, f->least,
+                              f->most);
         *(int *)at = (int)whole;
         return true;
     case FLOAT:
         if (!cJSON_IsNumber(value) || !(value->valuedouble >= f->least && value->valuedouble <= f->most))
-            return srv_refuse(parser->error, f->name, "%s must be a number from %g to %g.", f->name, f->least,
-                              f->most);
+            return srv_refuse(parser->error, f->name, "%s must be a number from %g to %g.", f->name, f->least, f->most);
         *(float *)at = (float)value->valuedouble;
         return true;
     case BOOL:
@@ -142,8 +141,7 @@ static bool set_seed(srv_parser *parser, const char *name, const cJSON *value) {
 
 static bool set_one_stop(srv_parser *parser, const char *name, const cJSON *value) {
     srv_generate *g = parser->generate;
-    if (!cJSON_IsString(value))
-        return srv_refuse(parser->error, name, "stop must be a string or an array of strings.");
+    if (!cJSON_IsString(value)) return srv_refuse(parser->error, name, "stop must be a string or an array of strings.");
     size_t length = strlen(value->valuestring);
     if (length == 0 || length >= RT_STOP_STRING_BYTES)
         return srv_refuse(parser->error, name, "a stop string must have 1 to %d bytes.", RT_STOP_STRING_BYTES - 1);
@@ -256,8 +254,9 @@ static bool set_response_format(srv_parser *parser, const char *name, const cJSO
     if (!cJSON_IsObject(value) || !cJSON_IsString(type))
         return srv_refuse(parser->error, name, "response_format must be an object with a type.");
     if (strcmp(type->valuestring, "text") != 0)
-        return srv_refuse(parser->error, name, "response_format can only be of type \"text\": this server does not "
-                                               "force its output into a schema.");
+        return srv_refuse(parser->error, name,
+                          "response_format can only be of type \"text\": this server does not "
+                          "force its output into a schema.");
     return true;
 }
 
@@ -387,12 +386,15 @@ static bool check_generate(srv_parser *parser) {
 }
 
 bool srv_parse_generate(const char *body, size_t length, srv_api api, srv_generate *out, srv_api_error *error) {
-    srv_generate g = {.api = api, .n = 1, .max_tokens = api == SRV_API_CHAT ? -1 : DEFAULT_COMPLETION_TOKENS,
-                      .skip_special_tokens = true, .logprobs = -1};
+    srv_generate g = {.api = api,
+                      .n = 1,
+                      .max_tokens = api == SRV_API_CHAT ? -1 : DEFAULT_COMPLETION_TOKENS,
+                      .skip_special_tokens = true,
+                      .logprobs = -1};
     g.sampling = (rt_sampling){.temperature = 1, .top_p = 1, .repetition_penalty = 1};
     g.conversation.add_generation_prompt = true;
-    srv_parser parser = {.out = &g, .generate = &g, .conversation = &g.conversation, .top_logprobs = -1,
-                         .best_of = -1, .error = error};
+    srv_parser parser = {
+        .out = &g, .generate = &g, .conversation = &g.conversation, .top_logprobs = -1, .best_of = -1, .error = error};
     cJSON *root = parse_body(&parser, body, length);
     bool ok = root &&
               set_fields(&parser, root, generate_fields, sizeof generate_fields / sizeof *generate_fields,

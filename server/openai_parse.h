@@ -24,22 +24,21 @@ enum {
 
 /* What went wrong with a request, as a client sees it. */
 typedef struct srv_api_error {
-    int status;                      /* HTTP */
-    const char *type, *code;         /* static; code may be NULL */
-    char param[64];                  /* the field; "" for none */
+    int status;              /* HTTP */
+    const char *type, *code; /* static; code may be NULL */
+    char param[64];          /* the field; "" for none */
     char message[BIS_ERROR_TEXT_MAX];
 } srv_api_error;
 
 /* Fills *error (status 400, invalid_request_error); returns false. param may be NULL. */
-bool srv_refuse(srv_api_error *error, const char *param, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+bool srv_refuse(srv_api_error *error, const char *param, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* The same for memory that ran out: status 503. */
 bool srv_refuse_memory(srv_api_error *error);
 
 /* The input of a chat template, as JSON texts. */
 typedef struct srv_conversation {
-    char *messages; /* normalised: plain text contents, "developer" is "system" */
-    char *tools;    /* NULL without tools, or when tool_choice is "none" */
+    char *messages;  /* normalised: plain text contents, "developer" is "system" */
+    char *tools;     /* NULL without tools, or when tool_choice is "none" */
     char *variables; /* chat_template_kwargs or NULL */
     bool add_generation_prompt;
 } srv_conversation;
@@ -60,7 +59,7 @@ typedef struct srv_generate {
     size_t prompt_count;
     int n;
     bool stream, include_usage, echo;
-    int max_tokens;      /* -1: until the context is full */
+    int max_tokens;       /* -1: until the context is full */
     rt_sampling sampling; /* logit_bias points to memory owned by this struct */
     bool has_seed;
     char *stop[RT_STOP_STRINGS_MAX];

@@ -24,7 +24,8 @@ static bool write_parts(srv_parser *parser, int index, const cJSON *parts, bis_b
         if (!cJSON_IsObject(part) || !cJSON_IsString(type)) {
             ok = refuse_message(parser, index, "content", "each part must be an object with a type.");
         } else if (strcmp(type->valuestring, "text") != 0) {
-            ok = refuse_message(parser, index, "content", "only parts of type text are supported: this model reads text.");
+            ok = refuse_message(parser, index, "content",
+                                "only parts of type text are supported: this model reads text.");
         } else if (!cJSON_IsString(value)) {
             ok = refuse_message(parser, index, "content", "a part of type text needs a text.");
         }
@@ -67,14 +68,18 @@ static bool expand_arguments(srv_parser *parser, int index, cJSON *call) {
     return srv_refuse_memory(parser->error);
 }
 
+static bool expand_calls(srv_parser *parser, int index, cJSON *calls) {
+    if (!cJSON_IsArray(calls)) return refuse_message(parser, index, "tool_calls", "must be an array.");
+    for (cJSON *call = calls->child; call; call = call->next) {
+        if (!expand_arguments(parser, index, call)) return false;
+    }
+    return true;
+}
+
 static bool write_member(srv_parser *parser, int index, const cJSON *member, bis_buf *out) {
     cJSON *copy = cJSON_Duplicate(member, 1);
-    bool ok = copy ? true : srv_refuse_memory(parser->error);
-    if (ok && strcmp(member->string, "tool_calls") == 0 && !cJSON_IsNull(member)) {
-        ok = cJSON_IsArray(copy) ? true : refuse_message(parser, index, "tool_calls", "must be an array.");
-        for (cJSON *call = ok ? copy->child : NULL; call && ok; call = call->next)
-            ok = expand_arguments(parser, index, call);
-    }
+    if (!copy) return srv_refuse_memory(parser->error);
+    bool ok = strcmp(member->string, "tool_calls") != 0 || cJSON_IsNull(member) || expand_calls(parser, index, copy);
     char *text = ok ? cJSON_PrintUnformatted(copy) : NULL;
     if (text) bis_buf_puts(out, text);
     else if (ok) ok = srv_refuse_memory(parser->error);
@@ -97,8 +102,7 @@ static const char *known_role(const cJSON *role) {
 static bool write_message(srv_parser *parser, int index, const cJSON *message, bis_buf *out) {
     if (!cJSON_IsObject(message)) return refuse_message(parser, index, NULL, "must be an object.");
     const char *role = known_role(cJSON_GetObjectItemCaseSensitive(message, "role"));
-    if (!role)
-        return refuse_message(parser, index, "role", "must be system, developer, user, assistant or tool.");
+    if (!role) return refuse_message(parser, index, "role", "must be system, developer, user, assistant or tool.");
     const cJSON *calls = cJSON_GetObjectItemCaseSensitive(message, "tool_calls");
     bool may_be_null = strcmp(role, "assistant") == 0 && cJSON_IsArray(calls) && calls->child;
     bool has_content = false, has_role = false;

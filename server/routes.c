@@ -26,8 +26,8 @@ static void get_version(srv_context *context, srv_exchange *exchange) {
 }
 
 static srv_model_card model_card(const srv_context *context) {
-    return (srv_model_card){.name = context->info.model_name, .created = context->info.created,
-                            .max_context = context->info.max_context};
+    return (srv_model_card){
+        .name = context->info.model_name, .created = context->info.created, .max_context = context->info.max_context};
 }
 
 static void get_models(srv_context *context, srv_exchange *exchange) {
@@ -152,7 +152,8 @@ void srv_routes_check(void *user, srv_exchange *exchange) {
     } else if (asks_options) {
         answer_options(context, exchange, path_only);
     } else if (!r) {
-        srv_add_header(exchange, "Allow", strcmp(path_only->method, "GET") == 0 ? "GET, HEAD, OPTIONS" : "POST, OPTIONS");
+        srv_add_header(exchange, "Allow",
+                       strcmp(path_only->method, "GET") == 0 ? "GET, HEAD, OPTIONS" : "POST, OPTIONS");
         srv_reply_refusal(exchange, 405, "invalid_request_error", "method_not_allowed",
                           "This path does not know this method.");
     } else if (context->draining && strcmp(r->method, "POST") == 0) {
@@ -185,6 +186,6 @@ void srv_routes_log(void *user, const srv_exchange *exchange) {
     char tokens[32] = "";
     if (exchange->log_tokens) snprintf(tokens, sizeof tokens, " %d tokens", exchange->log_tokens);
     bis_log(strcmp(exchange->path, "/health") == 0 ? BIS_LOG_DEBUG : BIS_LOG_INFO, "%.8s %s %d %.1f ms%s%s %s",
-            exchange->method, path, exchange->status, milliseconds, tokens,
-            exchange->aborted ? " (client gone)" : "", exchange->request_id);
+            exchange->method, path, exchange->status, milliseconds, tokens, exchange->aborted ? " (client gone)" : "",
+            exchange->request_id);
 }

@@ -26,9 +26,17 @@ typedef struct server {
 } server;
 
 srv_options srv_default_options(void) {
-    return (srv_options){.host = "127.0.0.1", .port = 8080, .version = "unknown", .max_body = (size_t)4 << 20,
-                         .max_queue = 128, .max_connections = 4096, .drain_seconds = 30, .ping_seconds = 10,
-                         .idle_seconds = 60, .body_seconds = 120, .log_requests = true};
+    return (srv_options){.host = "127.0.0.1",
+                         .port = 8080,
+                         .version = "unknown",
+                         .max_body = (size_t)4 << 20,
+                         .max_queue = 128,
+                         .max_connections = 4096,
+                         .drain_seconds = 30,
+                         .ping_seconds = 10,
+                         .idle_seconds = 60,
+                         .body_seconds = 120,
+                         .log_requests = true};
 }
 
 static size_t token_bytes(const void *user, int32_t id, char out[RT_TOKEN_TEXT_MAX]) {
@@ -87,11 +95,18 @@ static void announce(const server *s) {
 
 static bis_status open_http(server *s, bis_error *error) {
     const srv_options *o = &s->context.options;
-    srv_handler handler = {.user = &s->context, .on_headers = srv_routes_check, .on_request = srv_routes_serve,
-                           .on_refused = srv_routes_refuse, .on_done = srv_routes_log};
-    srv_http_options http = {.host = o->host, .port = o->port, .max_body = o->max_body,
-                             .max_bodies = o->max_body * BODIES_AT_ONCE, .max_connections = o->max_connections,
-                             .idle_seconds = o->idle_seconds, .body_seconds = o->body_seconds};
+    srv_handler handler = {.user = &s->context,
+                           .on_headers = srv_routes_check,
+                           .on_request = srv_routes_serve,
+                           .on_refused = srv_routes_refuse,
+                           .on_done = srv_routes_log};
+    srv_http_options http = {.host = o->host,
+                             .port = o->port,
+                             .max_body = o->max_body,
+                             .max_bodies = o->max_body * BODIES_AT_ONCE,
+                             .max_connections = o->max_connections,
+                             .idle_seconds = o->idle_seconds,
+                             .body_seconds = o->body_seconds};
     return srv_http_open(&http, &handler, s->context.loop, &s->http, error);
 }
 

@@ -19,15 +19,15 @@ typedef struct srv_options {
     const char *version;         /* of the program, for /version */
     const char *const *api_keys; /* clients must send one of them; none: everybody is served */
     size_t api_key_count;
-    const char *cors_origin;     /* NULL: no web page may call; "*": all may */
-    size_t max_body;             /* bytes of a request body */
-    int max_queue;               /* requests that may wait besides the engine's max_batch running ones */
+    const char *cors_origin; /* NULL: no web page may call; "*": all may */
+    size_t max_body;         /* bytes of a request body */
+    int max_queue;           /* requests that may wait besides the engine's max_batch running ones */
     int max_connections;
-    int drain_seconds;           /* how long requests may go on after SIGINT or SIGTERM */
-    int ping_seconds;            /* silence of a stream before a comment is sent to keep it open */
-    int idle_seconds;            /* time for a request's head, and for a connection to stay silent */
-    int body_seconds;            /* time for a request's body */
-    bool log_requests;           /* one info line per request */
+    int drain_seconds; /* how long requests may go on after SIGINT or SIGTERM */
+    int ping_seconds;  /* silence of a stream before a comment is sent to keep it open */
+    int idle_seconds;  /* time for a request's head, and for a connection to stay silent */
+    int body_seconds;  /* time for a request's body */
+    bool log_requests; /* one info line per request */
     /* Called on the loop thread when the socket listens; may be NULL. */
     void (*on_listening)(void *user, const char *url, int port);
     void *listening_user;

@@ -19,8 +19,8 @@ static bool write_tokens(srv_job *job, const srv_text_request *request, bis_buf 
     bis_buf rendered = {0};
     const char *text = request->text;
     size_t length = text ? strlen(text) : 0;
-    unsigned flags = (request->add_special ? RT_ENCODE_ADD_SPECIAL : 0u) |
-                     (request->parse_special ? RT_ENCODE_PARSE_SPECIAL : 0u);
+    unsigned flags =
+        (request->add_special ? RT_ENCODE_ADD_SPECIAL : 0u) | (request->parse_special ? RT_ENCODE_PARSE_SPECIAL : 0u);
     bool ok = true;
     if (!text) { /* a chat template writes its special tokens itself */
         ok = srv_render_conversation(context, &request->conversation, &rendered, NULL, &job->error);

@@ -29,7 +29,7 @@ static inline v16 load_part(kn_type type, const char *p, int count) {
 static inline __attribute__((always_inline)) void tile(const kn_matmul_slice *s, kn_type type, int row, int n,
                                                        int rows, int columns) {
     size_t bytes = type == KN_F32 ? 4 : 2, cols = (size_t)s->cols;
-    v16 sums[V16_TILE_ROWS][V16_TILE_COLS];
+    v16 sums[V16_TILE_ROWS][V16_ROW_COLS];
     for (int i = 0; i < rows; i++) {
         for (int j = 0; j < columns; j++) sums[i][j] = v16_zero();
     }
@@ -59,7 +59,7 @@ static inline __attribute__((always_inline)) void tile(const kn_matmul_slice *s,
     }
 }
 
-/* All rows of a block against `columns` rows of w. */
+/* Rows [first, last) against rows [n, n + columns) of w. */
 static inline __attribute__((always_inline)) void panel(const kn_matmul_slice *s, kn_type type, int first, int last,
                                                         int n, int columns) {
     int row = first;
@@ -67,7 +67,18 @@ static inline __attribute__((always_inline)) void panel(const kn_matmul_slice *s
     for (; row < last; row++) tile(s, type, row, n, 1, columns);
 }
 
+/* One row of x, as in decoding a single sequence. */
+static inline __attribute__((always_inline)) void matmul_row(const kn_matmul_slice *s, kn_type type) {
+    int n = s->first;
+    for (; n + V16_ROW_COLS <= s->last; n += V16_ROW_COLS) tile(s, type, 0, n, 1, V16_ROW_COLS);
+    for (; n < s->last; n++) tile(s, type, 0, n, 1, 1);
+}
+
 static inline __attribute__((always_inline)) void matmul(const kn_matmul_slice *s, kn_type type) {
+    if (s->rows == 1) {
+        matmul_row(s, type);
+        return;
+    }
     for (int block = 0; block < s->rows; block += ROW_BLOCK) {
         int end = block + ROW_BLOCK < s->rows ? block + ROW_BLOCK : s->rows;
         int n = s->first;

@@ -12,6 +12,7 @@ typedef struct v16 {
 
 #define V16_TILE_ROWS 2 /* 4 accumulators of two registers and 6 operand registers of 16 */
 #define V16_TILE_COLS 2
+#define V16_ROW_COLS 4 /* rows of w against a single row of x: 8 accumulators hide the FMA's latency */
 
 static inline v16 v16_zero(void) { return (v16){_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 static inline v16 v16_set(float value) { return (v16){_mm256_set1_ps(value), _mm256_set1_ps(value)}; }

@@ -9,6 +9,7 @@ typedef __m512 v16;
 
 #define V16_TILE_ROWS 4 /* rows of x and of w in one register tile: 16 accumulators and 5 operands of 32 registers */
 #define V16_TILE_COLS 4
+#define V16_ROW_COLS 8 /* rows of w against a single row of x: enough sums in flight to hide the FMA's latency */
 
 static inline __mmask16 v16_mask(int count) { return (__mmask16)((1u << count) - 1); }
 

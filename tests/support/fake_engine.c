@@ -49,8 +49,11 @@ static void put(rt_request *r, const rt_event *event) {
 }
 
 static void put_done(rt_request *r, rt_finish finish, bool flush) {
-    rt_event event = {.kind = RT_EVENT_DONE, .finish = finish, .prompt_tokens = (int)r->prompt_count,
-                      .cached_tokens = (int)r->prompt_count / 2, .completion_tokens = r->generated};
+    rt_event event = {.kind = RT_EVENT_DONE,
+                      .finish = finish,
+                      .prompt_tokens = (int)r->prompt_count,
+                      .cached_tokens = (int)r->prompt_count / 2,
+                      .completion_tokens = r->generated};
     if (finish == RT_FINISH_ERROR) bis_fail(&event.error, BIS_ERR_NOMEM, "the test asked for this failure");
     if (flush) event.text_length = rt_stop_matcher_finish(&r->stops, event.text);
     if (flush && r->pending_length) { /* half a character that nothing completes */
@@ -213,8 +216,11 @@ long fake_engine_generated(rt_engine *engine) {
 /* ---- The operations ----------------------------------------------------------------------------- */
 
 static void get_info(const rt_engine *engine, rt_engine_info *info) {
-    *info = (rt_engine_info){.architecture = "fake", .vocab_size = FAKE_VOCAB, .created = 1700000000,
-                             .max_context = engine->options.max_context, .max_batch = engine->options.max_batch,
+    *info = (rt_engine_info){.architecture = "fake",
+                             .vocab_size = FAKE_VOCAB,
+                             .created = 1700000000,
+                             .max_context = engine->options.max_context,
+                             .max_batch = engine->options.max_batch,
                              .has_chat_template = !engine->options.no_template};
     strcpy(info->model_name, "fake-model");
 }
@@ -352,8 +358,15 @@ static bis_status render_chat(const rt_engine *engine, const rt_chat_input *inpu
 }
 
 const srv_engine_ops *fake_engine_ops(void) {
-    static const srv_engine_ops ops = {.get_info = get_info, .submit = submit, .next = next, .cancel = cancel,
-                                       .release = release, .drain = drain, .encode = encode, .decode = decode,
-                                       .token_bytes = token_bytes, .render_chat = render_chat};
+    static const srv_engine_ops ops = {.get_info = get_info,
+                                       .submit = submit,
+                                       .next = next,
+                                       .cancel = cancel,
+                                       .release = release,
+                                       .drain = drain,
+                                       .encode = encode,
+                                       .decode = decode,
+                                       .token_bytes = token_bytes,
+                                       .render_chat = render_chat};
     return &ops;
 }

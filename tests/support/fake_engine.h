@@ -29,7 +29,7 @@ int fake_engine_close(rt_engine *engine);
 
 const srv_engine_ops *fake_engine_ops(void);
 
-int fake_engine_unfinished(rt_engine *engine);  /* requests queued or running */
+int fake_engine_unfinished(rt_engine *engine); /* requests queued or running */
 long fake_engine_generated(rt_engine *engine); /* tokens since it was opened */
 
 #endif

@@ -9,8 +9,8 @@
 
 int http_connect(int port) {
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((unsigned short)port),
-                                  .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    struct sockaddr_in address = {
+        .sin_family = AF_INET, .sin_port = htons((unsigned short)port), .sin_addr = {htonl(INADDR_LOOPBACK)}};
     struct timeval limit = {.tv_sec = 10};
     if (fd < 0) return -1;
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
@@ -31,7 +31,7 @@ bool http_send(int fd, const char *bytes, size_t length) {
 
 bool http_header(const http_answer *answer, const char *name, char *value, size_t size) {
     size_t length = strlen(name);
-    for (const char *line = bis_buf_cstr(&answer->head); (line = strstr(line, "\r\n")); ) {
+    for (const char *line = bis_buf_cstr(&answer->head); (line = strstr(line, "\r\n"));) {
         line += 2;
         if (strncasecmp(line, name, length) != 0 || line[length] != ':') continue;
         line += length + 1;

@@ -1,8 +1,10 @@
 /* Requests of the OpenAI API: what is read, and what is refused, with the field's name. */
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+
 #include <cmocka.h>
 
 #include <stdio.h>
@@ -30,8 +32,8 @@ static void refuse(srv_api api, const char *body, const char *param) {
 
 static void wrong_numbers_are_refused_in_every_integer_field(void **state) {
     (void)state;
-    static const char *const values[] = {"-1", "2147483648", "9223372036854775808", "1e308", "1.5", "\"1\"", "true", "[1]",
-                                         "{}", "1e999"};
+    static const char *const values[] = {
+        "-1", "2147483648", "9223372036854775808", "1e308", "1.5", "\"1\"", "true", "[1]", "{}", "1e999"};
     static const char *const both[] = {"n", "max_tokens", "top_k", "stop_token_ids"};
     static const char *const chat[] = {"max_completion_tokens", "top_logprobs"};
     static const char *const completion[] = {"logprobs", "best_of"};
@@ -158,9 +160,9 @@ static void wrong_messages_are_refused_with_their_place(void **state) {
 
 static void wrong_prompts_are_refused(void **state) {
     (void)state;
-    static const char *const prompts[] = {"null", "\"\"", "[]", "[[]]", "[\"\"]", "[\"a\",1]", "[1,\"a\"]", "[[1],\"a\"]",
-                                          "[-1]", "[1.5]", "[2147483648]", "[true]", "5", "{}", "[[[1]]]", "[[\"a\"]]",
-                                          "[null]"};
+    static const char *const prompts[] = {
+        "null",  "\"\"",         "[]",     "[[]]", "[\"\"]", "[\"a\",1]", "[1,\"a\"]", "[[1],\"a\"]", "[-1]",
+        "[1.5]", "[2147483648]", "[true]", "5",    "{}",     "[[[1]]]",   "[[\"a\"]]", "[null]"};
     char body[128];
     for (size_t i = 0; i < sizeof prompts / sizeof *prompts; i++) {
         snprintf(body, sizeof body, "{\"prompt\":%s}", prompts[i]);
@@ -177,11 +179,40 @@ static void wrong_prompts_are_refused(void **state) {
 static void malformed_json_is_refused(void **state) {
     (void)state;
     static const char *const bodies[] = {
-        "", " ", "{", "}", "[]", "5", "null", "\"x\"", "{\"a\"}", "{\"a\":}", "{\"a\":1,}", "{'a':1}", "{\"a\":1}x",
-        "{\"a\":01}", "{\"a\":1.}", "{\"a\":.5}", "{\"a\":+1}", "{\"a\":1e}", "{\"a\":NaN}", "{\"a\":Infinity}",
-        "{\"a\":tru}", "{\"a\":\"\\x\"}", "{\"a\":\"\\u12\"}", "{\"a\":\"\\u0000\"}", "{\"a\\u0000b\":1}",
-        "{\"a\":\"\\ud800\"}", "{\"a\":\"\\udc00\"}", "{\"a\":\"\\ud800\\u0041\"}", "{\"a\":\"\xff\"}",
-        "{\"a\":\"\xc0\x80\"}", "{\"a\":\"\xed\xa0\x80\"}", "{\"a\":\"b\nc\"}", "{\"a\":[1 2]}", "\xef\xbb\xbf{}",
+        "",
+        " ",
+        "{",
+        "}",
+        "[]",
+        "5",
+        "null",
+        "\"x\"",
+        "{\"a\"}",
+        "{\"a\":}",
+        "{\"a\":1,}",
+        "{'a':1}",
+        "{\"a\":1}x",
+        "{\"a\":01}",
+        "{\"a\":1.}",
+        "{\"a\":.5}",
+        "{\"a\":+1}",
+        "{\"a\":1e}",
+        "{\"a\":NaN}",
+        "{\"a\":Infinity}",
+        "{\"a\":tru}",
+        "{\"a\":\"\\x\"}",
+        "{\"a\":\"\\u12\"}",
+        "{\"a\":\"\\u0000\"}",
+        "{\"a\\u0000b\":1}",
+        "{\"a\":\"\\ud800\"}",
+        "{\"a\":\"\\udc00\"}",
+        "{\"a\":\"\\ud800\\u0041\"}",
+        "{\"a\":\"\xff\"}",
+        "{\"a\":\"\xc0\x80\"}",
+        "{\"a\":\"\xed\xa0\x80\"}",
+        "{\"a\":\"b\nc\"}",
+        "{\"a\":[1 2]}",
+        "\xef\xbb\xbf{}",
     };
     for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) refuse(SRV_API_CHAT, bodies[i], "");
     srv_generate g;
@@ -230,8 +261,8 @@ static void oversized_structures_are_refused_quickly(void **state) {
         assert_true(bis_now_seconds() - start < 5); /* with sanitizers on a busy machine; normally milliseconds */
         bis_free(body);
     }
-    char *messages = repeat("{\"messages\":[{\"role\":\"user\",\"content\":\"\"}", ",{\"role\":\"user\",\"content\":\"\"}",
-                            5000, "]}");
+    char *messages = repeat("{\"messages\":[{\"role\":\"user\",\"content\":\"\"}",
+                            ",{\"role\":\"user\",\"content\":\"\"}", 5000, "]}");
     refuse(SRV_API_CHAT, messages, "messages");
     bis_free(messages);
 }
@@ -267,15 +298,15 @@ static void a_minimal_chat_has_the_documented_defaults(void **state) {
 static void every_field_is_read(void **state) {
     (void)state;
     srv_generate g = parse(
-        SRV_API_CHAT,
-        CHAT_HEAD ",\"model\":\"m\",\"n\":3,\"stream\":true,\"stream_options\":{\"include_usage\":true},"
-                  "\"max_tokens\":5,\"max_completion_tokens\":7,\"temperature\":0.5,\"top_p\":0,\"min_p\":0.25,\"top_k\":40,"
-                  "\"repetition_penalty\":1.5,\"frequency_penalty\":-2,\"presence_penalty\":2,"
-                  "\"logit_bias\":{\"5\":-100,\"6\":1.5},\"seed\":9007199254740991,\"stop\":[\"a\",\"bc\"],"
-                  "\"stop_token_ids\":[1,2,3],\"ignore_eos\":true,\"skip_special_tokens\":false,\"logprobs\":true,"
-                  "\"top_logprobs\":20,\"response_format\":{\"type\":\"text\"},\"user\":\"u\",\"cache_salt\":\"s\","
-                  "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"x\":1.0}}],\"tool_choice\":\"auto\","
-                  "\"chat_template_kwargs\":{\"a\":1.50},\"add_generation_prompt\":false,\"store\":true,\"unknown\":{}}");
+        SRV_API_CHAT, CHAT_HEAD
+        ",\"model\":\"m\",\"n\":3,\"stream\":true,\"stream_options\":{\"include_usage\":true},"
+        "\"max_tokens\":5,\"max_completion_tokens\":7,\"temperature\":0.5,\"top_p\":0,\"min_p\":0.25,\"top_k\":40,"
+        "\"repetition_penalty\":1.5,\"frequency_penalty\":-2,\"presence_penalty\":2,"
+        "\"logit_bias\":{\"5\":-100,\"6\":1.5},\"seed\":9007199254740991,\"stop\":[\"a\",\"bc\"],"
+        "\"stop_token_ids\":[1,2,3],\"ignore_eos\":true,\"skip_special_tokens\":false,\"logprobs\":true,"
+        "\"top_logprobs\":20,\"response_format\":{\"type\":\"text\"},\"user\":\"u\",\"cache_salt\":\"s\","
+        "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"x\":1.0}}],\"tool_choice\":\"auto\","
+        "\"chat_template_kwargs\":{\"a\":1.50},\"add_generation_prompt\":false,\"store\":true,\"unknown\":{}}");
     assert_string_equal(g.model, "m");
     assert_int_equal(g.n, 3);
     assert_true(g.stream && g.include_usage && g.ignore_eos && g.has_seed);
@@ -319,7 +350,8 @@ static void messages_are_normalised(void **state) {
          "\"text\":\"b\"}]}]",
          "[{\"role\":\"user\",\"name\":\"Bo\",\"content\":\"a\\nb\"}]"},
         {"[{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"id\":\"1\",\"type\":\"function\",\"function\":"
-         "{\"name\":\"f\",\"arguments\":\"{\\\"x\\\": 1}\"}}]},{\"role\":\"tool\",\"tool_call_id\":\"1\",\"content\":\"2\"}]",
+         "{\"name\":\"f\",\"arguments\":\"{\\\"x\\\": "
+         "1}\"}}]},{\"role\":\"tool\",\"tool_call_id\":\"1\",\"content\":\"2\"}]",
          "[{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"id\":\"1\",\"type\":\"function\",\"function\":"
          "{\"name\":\"f\",\"arguments\":{\"x\":1}}}]},{\"role\":\"tool\",\"tool_call_id\":\"1\",\"content\":\"2\"}]"},
         {"[{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":\"not json\"}}]}]",
@@ -361,7 +393,8 @@ static void prompts_have_four_shapes(void **state) {
 
 static void tool_choice_none_hides_the_tools(void **state) {
     (void)state;
-    srv_generate g = parse(SRV_API_CHAT, CHAT_HEAD ",\"tools\":[{\"function\":{\"name\":\"f\"}}],\"tool_choice\":\"none\"}");
+    srv_generate g =
+        parse(SRV_API_CHAT, CHAT_HEAD ",\"tools\":[{\"function\":{\"name\":\"f\"}}],\"tool_choice\":\"none\"}");
     assert_null(g.conversation.tools);
     srv_generate_free(&g);
 }
@@ -393,8 +426,12 @@ static void text_tools_take_a_text_or_a_conversation(void **state) {
     assert_string_equal(error.param, "messages");
 
     srv_detokenize ids;
-    static const char *const wrong[] = {"{}", "{\"tokens\":5}", "{\"tokens\":[\"a\"]}", "{\"tokens\":[-1]}",
-                                        "{\"tokens\":[1.5]}", "{\"tokens\":[4294967296]}"};
+    static const char *const wrong[] = {"{}",
+                                        "{\"tokens\":5}",
+                                        "{\"tokens\":[\"a\"]}",
+                                        "{\"tokens\":[-1]}",
+                                        "{\"tokens\":[1.5]}",
+                                        "{\"tokens\":[4294967296]}"};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         assert_false(srv_parse_detokenize(wrong[i], strlen(wrong[i]), &ids, &error));
         assert_string_equal(error.param, "tokens");

@@ -1,8 +1,10 @@
 /* Answers of the OpenAI API, byte for byte. */
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+
 #include <cmocka.h>
 
 #include <math.h>
@@ -24,13 +26,15 @@ static size_t read_token(const void *user, int32_t id, char out[RT_TOKEN_TEXT_MA
 static const srv_token_reader reader = {.bytes = read_token};
 
 static srv_answer_head head(srv_api api) {
-    return (srv_answer_head){.api = api, .id = "id-1", .model = "m\"x", .fingerprint = "f", .created = 7, .reader = &reader};
+    return (srv_answer_head){
+        .api = api, .id = "id-1", .model = "m\"x", .fingerprint = "f", .created = 7, .reader = &reader};
 }
 
-#define HEAD(object) \
-    "{\"id\":\"id-1\",\"object\":\"" object "\",\"created\":7,\"model\":\"m\\\"x\",\"system_fingerprint\":\"f\",\"choices\":["
-#define USAGE \
-    ",\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2,\"total_tokens\":5,\"prompt_tokens_details\":" \
+#define HEAD(object)                                                                                                   \
+    "{\"id\":\"id-1\",\"object\":\"" object                                                                            \
+    "\",\"created\":7,\"model\":\"m\\\"x\",\"system_fingerprint\":\"f\",\"choices\":["
+#define USAGE                                                                                                          \
+    ",\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2,\"total_tokens\":5,\"prompt_tokens_details\":"            \
     "{\"cached_tokens\":1},\"completion_tokens_details\":{\"reasoning_tokens\":0}}"
 
 static const srv_usage usage = {.prompt_tokens = 3, .completion_tokens = 2, .cached_tokens = 1};
@@ -52,7 +56,9 @@ static void an_error_has_null_for_what_it_lacks(void **state) {
     srv_refuse(&error, NULL, "x");
     error.code = "c";
     srv_render_error_event(&out, &error);
-    expect(&out, "data: {\"error\":{\"message\":\"x\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":\"c\"}}\n\n");
+    expect(
+        &out,
+        "data: {\"error\":{\"message\":\"x\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":\"c\"}}\n\n");
 }
 
 static void an_error_message_is_cut_between_characters(void **state) {
@@ -69,8 +75,9 @@ static void models_are_listed(void **state) {
     srv_model_card card = {.name = "m", .created = 5, .max_context = 64};
     bis_buf out = {0};
     srv_render_models(&out, &card);
-    expect(&out, "{\"object\":\"list\",\"data\":[{\"id\":\"m\",\"object\":\"model\",\"created\":5,\"owned_by\":\"bisup\","
-                 "\"max_model_len\":64}]}");
+    expect(&out,
+           "{\"object\":\"list\",\"data\":[{\"id\":\"m\",\"object\":\"model\",\"created\":5,\"owned_by\":\"bisup\","
+           "\"max_model_len\":64}]}");
 }
 
 static void a_chat_answer_has_its_choices_in_order(void **state) {
@@ -80,9 +87,12 @@ static void a_chat_answer_has_its_choices_in_order(void **state) {
     srv_answer_head h = head(SRV_API_CHAT);
     bis_buf out = {0};
     srv_render_answer(&out, &h, choices, 2, &usage);
-    expect(&out, HEAD("chat.completion") "{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"a\\n\",\"refusal\":"
-                 "null},\"logprobs\":null,\"finish_reason\":\"stop\"},{\"index\":1,\"message\":{\"role\":\"assistant\","
-                 "\"content\":\"\",\"refusal\":null},\"logprobs\":null,\"finish_reason\":\"length\"}]" USAGE "}");
+    expect(&out,
+           HEAD("chat.completion") "{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"a\\n\",\"refusal\":"
+                                   "null},\"logprobs\":null,\"finish_reason\":\"stop\"},{\"index\":1,\"message\":{"
+                                   "\"role\":\"assistant\","
+                                   "\"content\":\"\",\"refusal\":null},\"logprobs\":null,\"finish_reason\":\"length\"}"
+                                   "]" USAGE "}");
 }
 
 static void chat_logprobs_show_bytes_of_broken_characters(void **state) {
@@ -95,9 +105,10 @@ static void chat_logprobs_show_bytes_of_broken_characters(void **state) {
     srv_answer_head h = head(SRV_API_CHAT);
     bis_buf out = {0};
     srv_render_answer(&out, &h, &choice, 1, &usage);
-    assert_non_null(strstr(out.data, "\"logprobs\":{\"content\":[{\"token\":\"\xef\xbf\xbd\",\"logprob\":-0.5,\"bytes\":[226],"
-                                     "\"top_logprobs\":[{\"token\":\"\\\"\",\"logprob\":-9999,\"bytes\":[34]}]}],"
-                                     "\"refusal\":null}"));
+    assert_non_null(strstr(out.data,
+                           "\"logprobs\":{\"content\":[{\"token\":\"\xef\xbf\xbd\",\"logprob\":-0.5,\"bytes\":[226],"
+                           "\"top_logprobs\":[{\"token\":\"\\\"\",\"logprob\":-9999,\"bytes\":[34]}]}],"
+                           "\"refusal\":null}"));
     bis_buf_free(&out);
 }
 
@@ -113,9 +124,11 @@ static void completion_logprobs_count_characters(void **state) {
     srv_answer_head h = head(SRV_API_COMPLETION);
     bis_buf out = {0};
     srv_render_answer(&out, &h, &choice, 1, &usage);
-    expect(&out, HEAD("text_completion") "{\"index\":0,\"text\":\"x\",\"logprobs\":{\"tokens\":[\"\xc3\xa4\","
-                 "\"bytes:\\\\xe2\",\"a\"],\"token_logprobs\":[null,-1,-2],\"top_logprobs\":[null,{\"bytes:\\\\xe2\":-1,"
-                 "\"a\":-2},{}],\"text_offset\":[0,1,2]},\"finish_reason\":\"stop\"}]" USAGE "}");
+    expect(&out,
+           HEAD("text_completion") "{\"index\":0,\"text\":\"x\",\"logprobs\":{\"tokens\":[\"\xc3\xa4\","
+                                   "\"bytes:\\\\xe2\",\"a\"],\"token_logprobs\":[null,-1,-2],\"top_logprobs\":[null,{"
+                                   "\"bytes:\\\\xe2\":-1,"
+                                   "\"a\":-2},{}],\"text_offset\":[0,1,2]},\"finish_reason\":\"stop\"}]" USAGE "}");
     assert_int_equal(records.characters, 3); /* where a stream's next piece begins */
 }
 
@@ -125,17 +138,18 @@ static void chunks_carry_role_text_and_finish(void **state) {
     srv_answer_choice text = {.text = "hi", .length = 2}, end = {.text = "", .finish = RT_FINISH_LENGTH};
     bis_buf out = {0};
     srv_render_chunk(&out, &chat, 0, &text, true, false);
-    expect(&out, "data: " HEAD("chat.completion.chunk") "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"hi\"},"
-                 "\"logprobs\":null,\"finish_reason\":null}]}\n\n");
+    expect(&out,
+           "data: " HEAD("chat.completion.chunk") "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"hi\"},"
+                                                  "\"logprobs\":null,\"finish_reason\":null}]}\n\n");
     srv_render_chunk(&out, &chat, 3, &text, false, true);
     expect(&out, "data: " HEAD("chat.completion.chunk") "{\"index\":3,\"delta\":{\"content\":\"hi\"},\"logprobs\":null,"
-                 "\"finish_reason\":null}],\"usage\":null}\n\n");
+                                                        "\"finish_reason\":null}],\"usage\":null}\n\n");
     srv_render_chunk(&out, &chat, 0, &end, false, false);
     expect(&out, "data: " HEAD("chat.completion.chunk") "{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":"
-                 "\"length\"}]}\n\n");
+                                                        "\"length\"}]}\n\n");
     srv_render_chunk(&out, &completion, 0, &end, true, false);
     expect(&out, "data: " HEAD("text_completion") "{\"index\":0,\"text\":\"\",\"logprobs\":null,\"finish_reason\":"
-                 "\"length\"}]}\n\n");
+                                                  "\"length\"}]}\n\n");
     srv_render_usage_chunk(&out, &chat, &usage);
     expect(&out, "data: " HEAD("chat.completion.chunk") "]" USAGE "}\n\n");
 }

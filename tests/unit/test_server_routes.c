@@ -3,16 +3,20 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "common/alloc.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "server/server.h"
@@ -121,7 +125,8 @@ static void every_route_answers(void **state) {
         {"GET", "/../etc/passwd", NULL, 404, NULL},
         {"GET", "/v1/chat/completions", NULL, 405, "method_not_allowed"},
         {"DELETE", "/health", NULL, 405, NULL},
-        {"POST", "/tokenize", "{\"content\":\"ab\"}", 200, "{\"tokens\":[256,97,98],\"count\":3,\"max_model_len\":4096}"},
+        {"POST", "/tokenize", "{\"content\":\"ab\"}", 200,
+         "{\"tokens\":[256,97,98],\"count\":3,\"max_model_len\":4096}"},
         {"POST", "/tokenize", "{\"prompt\":\"ab\",\"add_special\":false}", 200, "[97,98]"},
         {"POST", "/tokenize", "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", 200, "{\"tokens\":[91,123,"},
         {"POST", "/detokenize", "{\"tokens\":[104,105]}", 200, "{\"content\":\"hi\",\"prompt\":\"hi\"}"},
@@ -144,8 +149,7 @@ static void every_route_answers(void **state) {
         {"POST", "/v1/chat/completions", "{\"messages\":[]}", 400, "\"param\":\"messages\""},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        http_answer a =
-            http_ask(atomic_load(&shared.port), cases[i].method, cases[i].path, NULL, cases[i].body);
+        http_answer a = http_ask(atomic_load(&shared.port), cases[i].method, cases[i].path, NULL, cases[i].body);
         expect(&a, cases[i].status, cases[i].part);
         http_answer_free(&a);
     }
@@ -213,9 +217,10 @@ static void logprobs_have_both_shapes(void **state) {
     http_answer_free(&a);
     a = post("/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"temperature\":0,"
                                      "\"max_tokens\":1,\"logprobs\":true,\"top_logprobs\":2}");
-    expect(&a, 200, "\"logprobs\":{\"content\":[{\"token\":\"[\",\"logprob\":-0.01086957,\"bytes\":[91],"
-                    "\"top_logprobs\":[{\"token\":\"[\",\"logprob\":-0.01086957,\"bytes\":[91]},"
-                    "{\"token\":\"\\\\\",\"logprob\":-1.01087,\"bytes\":[92]}]}],\"refusal\":null}");
+    expect(&a, 200,
+           "\"logprobs\":{\"content\":[{\"token\":\"[\",\"logprob\":-0.01086957,\"bytes\":[91],"
+           "\"top_logprobs\":[{\"token\":\"[\",\"logprob\":-0.01086957,\"bytes\":[91]},"
+           "{\"token\":\"\\\\\",\"logprob\":-1.01087,\"bytes\":[92]}]}],\"refusal\":null}");
     http_answer_free(&a);
 }
 
@@ -257,8 +262,9 @@ static void join_texts(const char *stream, const char *key, char *out, size_t si
 
 static void a_completion_stream_joins_to_the_plain_answer(void **state) {
     (void)state;
-    http_answer a = post("/v1/completions", "{\"prompt\":\"h\xc3\xa4ll\xf0\x9f\x98\x80o w\xc3\xb6rld\",\"temperature\":0,"
-                                            "\"max_tokens\":50,\"stream\":true,\"stream_options\":{\"include_usage\":true}}");
+    http_answer a =
+        post("/v1/completions", "{\"prompt\":\"h\xc3\xa4ll\xf0\x9f\x98\x80o w\xc3\xb6rld\",\"temperature\":0,"
+                                "\"max_tokens\":50,\"stream\":true,\"stream_options\":{\"include_usage\":true}}");
     char text[256], type[64];
     assert_int_equal(a.status, 200);
     assert_true(http_header(&a, "Content-Type", type, sizeof type));
@@ -273,8 +279,9 @@ static void a_completion_stream_joins_to_the_plain_answer(void **state) {
 
 static void a_chat_stream_begins_with_the_role(void **state) {
     (void)state;
-    http_answer a = post("/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"stream\":true,"
-                                                 "\"temperature\":0,\"max_tokens\":3}");
+    http_answer a =
+        post("/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"stream\":true,"
+                                     "\"temperature\":0,\"max_tokens\":3}");
     const char *first = strstr(bis_buf_cstr(&a.body), "\"delta\":");
     assert_int_equal(a.status, 200);
     assert_non_null(first);
@@ -300,8 +307,9 @@ static int open_request(int port, const char *body) {
     int fd = http_connect(port);
     assert_true(fd >= 0);
     char text[512];
-    int length = snprintf(text, sizeof text, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %zu\r\n\r\n%s",
-                          strlen(body), body);
+    int length =
+        snprintf(text, sizeof text, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %zu\r\n\r\n%s",
+                 strlen(body), body);
     assert_true(http_send(fd, text, (size_t)length));
     return fd;
 }
@@ -332,11 +340,11 @@ static bool wait_for_requests(rt_engine *engine, int count) {
 static void a_hang_up_cancels_at_every_stage(void **state) {
     (void)state;
     static const char *const bodies[] = {
-        "{\"prompt\":\"<hang>\"}",                                                       /* no token yet */
-        "{\"prompt\":\"<hang>\",\"stream\":true}",                                       /* the same as a stream */
-        "{\"prompt\":\"<slow>\",\"ignore_eos\":true,\"max_tokens\":4000}",               /* in the middle */
+        "{\"prompt\":\"<hang>\"}",                                         /* no token yet */
+        "{\"prompt\":\"<hang>\",\"stream\":true}",                         /* the same as a stream */
+        "{\"prompt\":\"<slow>\",\"ignore_eos\":true,\"max_tokens\":4000}", /* in the middle */
         "{\"prompt\":\"<slow>\",\"ignore_eos\":true,\"max_tokens\":4000,\"stream\":true}",
-        "{\"prompt\":\"<hang>\",\"n\":20}",                                              /* running and queued */
+        "{\"prompt\":\"<hang>\",\"n\":20}", /* running and queued */
     };
     static const int requests[] = {1, 1, 1, 1, 20};
     for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
@@ -475,6 +483,47 @@ static void slow_senders_are_cut_off(void **state) {
     close(head);
     close(body);
     stop(&h);
+}
+
+/* Sends a request and reads the answer without allocating, because the next allocation that fails must be the
+ * server's. Returns the status; 0 when the connection was closed. */
+static int ask_without_memory(int port, const char *body, long successes) {
+    static char text[16384];
+    int fd = http_connect(port);
+    assert_true(fd >= 0);
+    int length =
+        snprintf(text, sizeof text,
+                 "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %zu\r\n\r\n%s",
+                 strlen(body), body);
+    usleep(2000); /* the server accepts the connection */
+    bis_alloc_fail_after(successes);
+    assert_true(http_send(fd, text, (size_t)length));
+    size_t used = 0;
+    for (ssize_t n; (n = recv(fd, text + used, sizeof text - 1 - used, 0)) > 0;) used += (size_t)n;
+    bis_alloc_fail_after(-1);
+    close(fd);
+    text[used] = '\0';
+    return used ? atoi(strchr(text, ' ')) : 0;
+}
+
+static void memory_that_runs_out_fails_one_request_only(void **state) {
+    (void)state;
+    static const char *const bodies[] = {
+        "{\"prompt\":\"abcd\",\"n\":2,\"logprobs\":1,\"stop\":[\"x\"],\"max_tokens\":4}",
+        "{\"prompt\":[\"abcd\"],\"stream\":true,\"logprobs\":1,\"max_tokens\":4}",
+    };
+    for (size_t i = 0; i < 2; i++) {
+        int answered = 0, refused = 0;
+        for (long n = 0; n < 60; n++) {
+            int status = ask_without_memory(atomic_load(&shared.port), bodies[i], n);
+            if (status != 0 && status != 200 && status != 500 && status != 503) fail_msg("status %d", status);
+            answered += status == 200;
+            refused += status != 200;
+        }
+        assert_true(answered > 0 && refused > 5);
+        assert_int_equal(ask_without_memory(atomic_load(&shared.port), bodies[i], -1), 200);
+    }
+    assert_true(wait_for_idle(shared.engine));
 }
 
 /* ---- Keys and origins ------------------------------------------------------------------------------ */
@@ -617,6 +666,7 @@ int main(void) {
         cmocka_unit_test(large_bodies_are_refused_with_413),
         cmocka_unit_test(large_chunked_bodies_are_refused_with_413),
         cmocka_unit_test(huge_headers_are_refused),
+        cmocka_unit_test(memory_that_runs_out_fails_one_request_only),
         cmocka_unit_test(a_stream_stays_open_with_pings),
         cmocka_unit_test(a_taken_port_is_an_error_with_advice),
     };
