@@ -31,7 +31,7 @@ void rt_tokens_free(rt_tokens *tokens) {
 /* ---- opening ---- */
 
 /* Printable Latin-1 characters stand for themselves, the other bytes for U+0100 upwards. */
-void rt_fill_byte_alphabet(rt_tokenizer *tokenizer) {
+static void fill_byte_alphabet(rt_tokenizer *tokenizer) {
     uint16_t next = 256;
     for (int i = 0; i < RT_BYTE_CHARACTERS; i++) tokenizer->byte_of_character[i] = -1;
     for (uint16_t byte = 0; byte < 256; byte++) {
@@ -133,7 +133,7 @@ bis_status rt_tokenizer_open(const char *folder, rt_tokenizer **out, bis_error *
     rt_tokenizer *tokenizer = bis_calloc(1, sizeof *tokenizer);
     if (!tokenizer) return bis_fail(error, BIS_ERR_NOMEM, "no memory for the tokenizer");
     tokenizer->unknown = tokenizer->bos = -1;
-    rt_fill_byte_alphabet(tokenizer);
+    fill_byte_alphabet(tokenizer);
     bis_status status = load(tokenizer, folder, error);
     if (status) {
         rt_tokenizer_close(tokenizer);
@@ -222,6 +222,9 @@ static bool push_symbols(encoder *e, const char *word, size_t length) {
 }
 
 static bis_status encode_word(encoder *e, const char *word, size_t length) {
+    if (length > RT_TEXT_MAX) { /* normalizing can lengthen a text; symbols are counted in 31 bits */
+        return bis_fail(e->error, BIS_ERR_LIMIT, "the normalized text is longer than %d bytes", RT_TEXT_MAX);
+    }
     int32_t whole = find_whole_word(e, word, length);
     if (whole >= 0) return emit(e, whole);
     e->work.count = 0;

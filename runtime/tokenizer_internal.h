@@ -96,7 +96,7 @@ typedef struct rt_side {
     char *tokenizer_class; /* NULL: not said */
     int legacy, add_prefix_space, add_bos, add_eos;
     bool has_bos_entry; /* bos_token is given, perhaps as null */
-    char *bos_text, *eos_text, *unknown_text;
+    char *bos_text, *eos_text;
     rt_side_token *tokens; /* added_tokens_decoder, added_tokens.json, then the named special tokens */
     size_t token_count, token_capacity;
     int32_t bos_id; /* from config.json */
@@ -120,9 +120,6 @@ bis_status rt_read_normalizer(rt_tokenizer *tokenizer, const struct cJSON *json,
 bis_status rt_read_pretokenizer(rt_tokenizer *tokenizer, const struct cJSON *json, bis_error *error);
 bis_status rt_read_post_processor(rt_tokenizer *tokenizer, const struct cJSON *json, bis_error *error);
 bis_status rt_read_decoder(rt_tokenizer *tokenizer, const struct cJSON *json, bis_error *error);
-/* Merge rules: an array of "a b" or ["a", "b"]. */
-bis_status rt_add_merge(rt_tokenizer *tokenizer, const char *left, size_t left_length, const char *right,
-                        size_t right_length, uint32_t rank, bis_error *error);
 
 /* Reads and parses one JSON file; *out is freed with cJSON_Delete. */
 bis_status rt_read_json_file(const char *path, struct cJSON **out, bis_error *error);
@@ -132,9 +129,6 @@ bool rt_json_integer(const struct cJSON *item, int32_t minimum, int32_t maximum,
 /* Adds an added token; where the text is in the vocabulary already, its id there counts. */
 bis_status rt_put_added_token(rt_tokenizer *tokenizer, const char *content, const rt_added_token *flags,
                               bis_error *error);
-/* Fills the byte-level alphabet. */
-void rt_fill_byte_alphabet(rt_tokenizer *tokenizer);
-
 /* One token's bytes for decoding; see rt_tokenizer_token_bytes. `first`: it begins a text. */
 size_t rt_token_text(const rt_tokenizer *tokenizer, int32_t id, bool first, char out[RT_TOKEN_TEXT_MAX]);
 

@@ -59,8 +59,8 @@ static bis_status read_vocab(rt_tokenizer *tokenizer, const cJSON *vocab, bis_er
     return status;
 }
 
-bis_status rt_add_merge(rt_tokenizer *tokenizer, const char *left, size_t left_length, const char *right,
-                        size_t right_length, uint32_t rank, bis_error *error) {
+static bis_status add_merge(rt_tokenizer *tokenizer, const char *left, size_t left_length, const char *right,
+                            size_t right_length, uint32_t rank, bis_error *error) {
     char merged[RT_VOCAB_TEXT_MAX];
     int32_t left_id = rt_vocab_find(&tokenizer->vocab, left, left_length);
     int32_t right_id = rt_vocab_find(&tokenizer->vocab, right, right_length);
@@ -90,7 +90,7 @@ static bis_status add_merge_line(rt_tokenizer *tokenizer, const char *line, size
                         length > 80 ? 80 : (int)length, line);
     }
     size_t left = (size_t)(space - line);
-    return rt_add_merge(tokenizer, line, left, space + 1, length - left - 1, rank, error);
+    return add_merge(tokenizer, line, left, space + 1, length - left - 1, rank, error);
 }
 
 static bis_status read_merges(rt_tokenizer *tokenizer, const cJSON *merges, bis_error *error) {
@@ -104,8 +104,8 @@ static bis_status read_merges(rt_tokenizer *tokenizer, const cJSON *merges, bis_
         if (cJSON_IsString(item)) {
             status = add_merge_line(tokenizer, item->valuestring, strlen(item->valuestring), rank, error);
         } else if (cJSON_IsString(left) && cJSON_IsString(right) && !right->next) {
-            status = rt_add_merge(tokenizer, left->valuestring, strlen(left->valuestring), right->valuestring,
-                                  strlen(right->valuestring), rank, error);
+            status = add_merge(tokenizer, left->valuestring, strlen(left->valuestring), right->valuestring,
+                               strlen(right->valuestring), rank, error);
         } else {
             status = bis_fail(error, BIS_ERR_FORMAT, "merge %u is neither \"a b\" nor [\"a\", \"b\"]", rank);
         }

@@ -101,7 +101,7 @@ static bis_status read_roles(rt_side *side, const cJSON *json, bis_error *error)
     bis_status status = null_bos ? BIS_OK : read_role(side, json, "bos_token", &side->bos_text, error);
     if (member(json, "bos_token")) side->has_bos_entry = true;
     if (!status) status = read_role(side, json, "eos_token", &side->eos_text, error);
-    if (!status) status = read_role(side, json, "unk_token", &side->unknown_text, error);
+    if (!status) status = read_role(side, json, "unk_token", NULL, error);
     if (!status) status = read_role(side, json, "pad_token", NULL, error);
     if (!status) status = read_token_list(side, json, "additional_special_tokens", error);
     if (!status) status = read_token_list(side, json, "extra_special_tokens", error);
@@ -189,7 +189,6 @@ void rt_side_free(rt_side *side) {
     bis_free(side->tokenizer_class);
     bis_free(side->bos_text);
     bis_free(side->eos_text);
-    bis_free(side->unknown_text);
 }
 
 static bis_status apply_token(rt_tokenizer *tokenizer, const rt_side_token *token, bis_error *error) {

@@ -24,12 +24,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     bis_buf out = {0};
     if (!text) return 0;
     size_t length = strlen(text);
+    const char *variables = length < size ? text + length + 1 : usual_variables;
     if (!bis_utf8_valid(text, length)) length = 0;
     bis_status status = rt_jinja_parse("fuzz", text, length, &jinja, &error);
     if (!status) status = rt_jinja_begin(jinja, &run, &error);
     if (!status) {
         run->steps_left = STEPS;
-        status = rt_jinja_set_members(run, length < size ? text + strlen(text) + 1 : usual_variables, &error);
+        status = rt_jinja_set_members(run, variables, &error);
         if (!status) status = rt_jinja_render(run, &out, &error);
     }
     if (status == BIS_OK ? !bis_utf8_valid(bis_buf_cstr(&out), out.length) : error.text[0] == '\0') __builtin_trap();
