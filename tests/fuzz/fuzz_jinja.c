@@ -25,7 +25,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (!text) return 0;
     size_t length = strlen(text);
     const char *variables = length < size ? text + length + 1 : usual_variables;
-    if (!bis_utf8_valid(text, length)) length = 0;
     bis_status status = rt_jinja_parse("fuzz", text, length, &jinja, &error);
     if (!status) status = rt_jinja_begin(jinja, &run, &error);
     if (!status) {

@@ -158,5 +158,8 @@ def run_tests():
     result = unittest.main(testRunner=runner, exit=False).result
     failed = len(result.failures) + len(result.errors)
     sys.stderr.flush()
-    print(f"{result.passed} passed, {failed} failed")
+    for test, reason in result.skipped:
+        print(f"skipped: {test.id()}: {reason}")
+    skipped = f", {len(result.skipped)} skipped" if result.skipped else ""
+    print(f"{result.passed} passed, {failed} failed{skipped}")
     sys.exit(1 if failed else 0)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Renders templates with Python's jinja2, set up as transformers does, for the unit tests to compare with.
 
-    compare.py snippets OUT.json     every snippet of snippets.txt
+    compare.py snippets OUT.json     every snippet of snippets.txt (lines of ---- are between them)
     compare.py chats OUT.json [FOLDER...]   every *.jinja of own/ and of the folders x conversations.json
 
 The output is one JSON array of objects; "expected" is the rendered text, or null where Python raises.

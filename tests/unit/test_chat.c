@@ -157,8 +157,7 @@ static void wrong_input_is_refused(void **state) {
         {"[]", NULL, "{\"tools\": 5}", "tools must be a JSON array"},
         {"[{\"role\": \"user\", \"content\": \"\\u0000\"}]", NULL, NULL,
          "messages is not valid JSON: a NUL character at byte 36"},
-        {"[{\"role\": \"\xff\"}]", NULL, NULL,
-         "messages is not valid JSON: it is not UTF-8"},
+        {"[{\"role\": \"\xff\"}]", NULL, NULL, "messages is not valid JSON: it is not UTF-8"},
         {"[{\"role\": \"stop\"}]", NULL, NULL, "stop is not allowed"},
     };
     rt_chat *chat = open_source("{% for m in messages %}{% if m.role == 'stop' %}{{ raise_exception(m.role ~ ' is not "

@@ -151,32 +151,45 @@ static void errors_say_where_and_what(void **state) {
 
 /* ---- Limits ---- */
 
+/* Two lists of 61 levels whose parts are all shared: comparing them without a bound would take 2^60 steps. */
+static const char equal_piles[] = "{% set out = namespace(v=[]) %}{% macro pile() %}{% set ns = namespace(s=[1]) %}"
+                                  "{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}"
+                                  "{% set out.v = out.v + [ns.s] %}{% endmacro %}"
+                                  "{{ pile() }}{{ pile() }}{{ out.v[0] == out.v[1] }}";
+static const char stacked_iterators[] = "{% set ns = namespace(g=[1, 2]) %}{% for i in range(9999) %}"
+                                        "{% set ns.g = ns.g|map('upper') %}{% endfor %}{{ ns.g|list }}";
+static const char growing_replacement[] = "{% set ns = namespace(s='xx') %}{% for i in range(60) %}"
+                                          "{% set ns.s = ns.s.replace('x', ns.s) %}{% endfor %}";
+static const char printed_pile[] = "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}"
+                                   "{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}";
+static const char hashed_pile[] = "{% set ns = namespace(s=(1,)) %}{% for i in range(60) %}"
+                                  "{% set ns.s = (ns.s, ns.s) %}{% endfor %}{{ {ns.s: 1} }}";
+static const char deep_list[] = "{% set ns = namespace(g=[1]) %}{% for i in range(9999) %}"
+                                "{% set ns.g = [ns.g] %}{% endfor %}{{ ns.g }}";
+
 static void endless_templates_reach_a_limit(void **state) {
     (void)state;
     static const char *const sources[] = {
         "{{ range(10 ** 9) }}",
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{{ 'x' * 10 ** 9 }}",
-        "{{ '%10000000s' % 'x' }}{{ 'x'.ljust(10 ** 9) }}",
+        "{{ '%10000000s' % 'x' }}",
+        "{{ 'x'.ljust(10 ** 9) }}",
         "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-        "{% set ns = namespace(s='xx') %}{% for i in range(60) %}{% set ns.s = ns.s.replace('x', ns.s) %}{% endfor %}",
         "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-        "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}",
-        "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s == "
-        "ns.s }}"
-        "{% set a = ns.s %}{% set ns.s = [1] %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ a "
-        "== ns.s }}",
-        "{% set ns = namespace(s=(1,)) %}{% for i in range(60) %}{% set ns.s = (ns.s, ns.s) %}{% endfor %}{{ {ns.s: 1} "
-        "}}",
+        growing_replacement,
+        printed_pile,
+        hashed_pile,
+        equal_piles,
+        deep_list,
+        stacked_iterators,
         "{% for i in range(99999) %}{{ 'some text that is written again and again' * 9 }}{% endfor %}",
         "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
         "{% set ns = namespace() %}{% set ns.self = ns %}{{ ns }}",
-        "{% set ns = namespace(g=[1, 2]) %}{% for i in range(9999) %}{% set ns.g = ns.g|map('upper') %}{% endfor %}{{ "
-        "ns.g|list }}",
-        "{% set ns = namespace(g=[1]) %}{% for i in range(9999) %}{% set ns.g = [ns.g] %}{% endfor %}{{ ns.g }}",
         "{{ 9223372036854775807 + 1 }}",
         "{{ 2 ** 64 }}",
         "{{ 12345678901234567890 + 1 }}",
+        "{{ range(9)[::2 ** 62][::4] }}",
     };
     for (size_t i = 0; i < sizeof sources / sizeof *sources; i++) {
         bis_buf out = {0};
@@ -243,7 +256,7 @@ static void long_but_flat_templates_are_fine(void **state) {
     bis_buf_free(&out);
 }
 
-static void too_long_source_is_refused(void **state) {
+static void too_long_or_binary_source_is_refused(void **state) {
     (void)state;
     char *source = malloc(RT_JINJA_SOURCE_MAX + 1);
     bis_buf out = {0};
@@ -252,6 +265,10 @@ static void too_long_source_is_refused(void **state) {
     assert_int_equal(render_bytes(source, RT_JINJA_SOURCE_MAX + 1, "{}", &out, NULL), BIS_ERR_LIMIT);
     assert_int_equal(render_bytes(source, RT_JINJA_SOURCE_MAX, "{}", &out, NULL), BIS_OK);
     assert_int_equal(out.length, RT_JINJA_SOURCE_MAX);
+    source[5] = '\0';
+    assert_int_equal(render_bytes(source, 10, "{}", &out, NULL), BIS_ERR_INVALID);
+    source[5] = (char)0xff;
+    assert_int_equal(render_bytes(source, 10, "{}", &out, NULL), BIS_ERR_INVALID);
     bis_buf_free(&out);
     free(source);
 }
@@ -410,7 +427,7 @@ int main(void) {
         cmocka_unit_test(endless_templates_reach_a_limit),
         cmocka_unit_test(deeply_nested_templates_are_refused),
         cmocka_unit_test(long_but_flat_templates_are_fine),
-        cmocka_unit_test(too_long_source_is_refused),
+        cmocka_unit_test(too_long_or_binary_source_is_refused),
         cmocka_unit_test(bad_json_is_refused),
         cmocka_unit_test(json_nesting_is_bounded),
         cmocka_unit_test(failing_allocations_are_reported),

@@ -346,7 +346,7 @@ static void a_hang_up_cancels_at_every_stage(void **state) {
         "{\"prompt\":\"<slow>\",\"ignore_eos\":true,\"max_tokens\":4000,\"stream\":true}",
         "{\"prompt\":\"<hang>\",\"n\":20}", /* running and queued */
     };
-    static const int requests[] = {1, 1, 1, 1, 20};
+    static const int requests[] = {1, 1, 1, 1, 8}; /* twice max_batch of one request at most */
     for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
         int fd = open_request(atomic_load(&shared.port), bodies[i]);
         assert_true(wait_for_requests(shared.engine, requests[i]));
@@ -458,6 +458,24 @@ static void the_queue_refuses_what_it_cannot_hold(void **state) {
     a = http_ask(port, "POST", "/v1/completions", NULL, "{\"prompt\":\"x\"}");
     expect(&a, 200, NULL);
     http_answer_free(&a);
+    stop(&h);
+}
+
+static void a_request_with_a_slot_waits_for_the_engine(void **state) {
+    (void)state;
+    harness h;
+    start(&h, &(fake_options){.max_batch = 1, .max_queue = 1}, NULL);
+    int clients[8]; /* the server has 1 + 8 slots, the engine takes two */
+    for (int i = 0; i < 8; i++)
+        clients[i] = open_request(atomic_load(&h.port), "{\"prompt\":\"<slow>\",\"temperature\":0,\"max_tokens\":5}");
+    for (int i = 0; i < 8; i++) {
+        char text[1024];
+        ssize_t length = recv(clients[i], text, sizeof text - 1, 0);
+        assert_true(length > 0);
+        text[length] = '\0';
+        assert_int_equal(strncmp(text, "HTTP/1.1 200", 12), 0);
+        close(clients[i]);
+    }
     stop(&h);
 }
 
@@ -672,6 +690,7 @@ int main(void) {
     };
     const struct CMUnitTest on_own[] = {
         cmocka_unit_test(the_queue_refuses_what_it_cannot_hold),
+        cmocka_unit_test(a_request_with_a_slot_waits_for_the_engine),
         cmocka_unit_test(slow_senders_are_cut_off),
         cmocka_unit_test(only_requests_with_a_key_are_served),
         cmocka_unit_test(a_shutdown_lets_running_requests_finish),
