@@ -17,7 +17,8 @@
 
 typedef struct rt_chat rt_chat;
 
-/* *out is NULL with BIS_OK when the model has no template. `tokenizer` gives bos_token and eos_token and is not kept. */
+/* *out is NULL with BIS_OK when the model has no template. `tokenizer` gives bos_token and eos_token; it is
+ * not kept. BIS_ERR_FORMAT for a broken template or tokenizer_config.json. */
 bis_status rt_chat_open(const char *folder, const rt_tokenizer *tokenizer, rt_chat **out, bis_error *error);
 /* The same from the template's text; `name` appears in errors. */
 bis_status rt_chat_open_text(const char *name, const char *template_text, const char *bos_text, const char *eos_text,

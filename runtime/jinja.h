@@ -8,7 +8,7 @@
  *
  * A parsed template is immutable and can be rendered by several threads at once; a run (one
  * rendering with its variables) belongs to one thread. A run has bounded steps, memory, output
- * and nesting, whatever the template does.
+ * and nesting, whatever the template does; a thread that renders needs 1 MB of stack.
  *
  * Deliberately not here: includes, imports, inheritance, recursive loops, autoescape, integers
  * beyond 64 bits in calculations (they can be printed and compared).
@@ -38,7 +38,7 @@ enum {
     RT_JINJA_RANGE_MAX = 100 * 1000        /* items of one range(), as in jinja2's sandbox */
 };
 
-/* Parses text[0..length), valid UTF-8. `name` (copied) appears in errors together with the line.
+/* Parses text[0..length), UTF-8 without NUL. `name` (copied) appears in errors together with the line.
  * BIS_ERR_INVALID for what jinja2 would refuse, BIS_ERR_UNSUPPORTED for what is left out here,
  * BIS_ERR_LIMIT, BIS_ERR_NOMEM. The caller owns *out. */
 bis_status rt_jinja_parse(const char *name, const char *text, size_t length, rt_jinja **out, bis_error *error);

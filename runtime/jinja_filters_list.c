@@ -287,7 +287,7 @@ rt_jval rt_jfilter_sort(rt_jrun *run, rt_jval value, const rt_jargs *args) {
     for (size_t i = 0; keys && paths && i < items->count && !run->status; i++) {
         keys[i] = multi_key(run, paths, items->items[i], rt_jtruth(bound.at[1]));
     }
-    if (run->status) return rt_jnone();
+    if (!items || run->status) return rt_jnone();
     rt_jsort(run, items->items, keys, items->count, rt_jtruth(bound.at[0]));
     return rt_jlist_value(items, RT_J_LIST);
 }

@@ -78,10 +78,7 @@ static size_t put_sign(char *text, bool negative, const layout *how, const char 
     size_t length = 0;
     if (negative) text[length++] = '-';
     else if (how->sign != '-') text[length++] = how->sign;
-    if (how->alternate) {
-        strcpy(text + length, prefix);
-        length += strlen(prefix);
-    }
+    for (; how->alternate && *prefix; prefix++) text[length++] = *prefix;
     return length;
 }
 
@@ -107,7 +104,7 @@ static void put_integer(bis_buf *out, layout how, int64_t value) {
     int zeros = how.precision - (int)(sizeof digits - 1 - at); /* "%.3d" */
     size_t length = head;
     while (zeros-- > 0) text[length++] = '0';
-    strcpy(text + length, digits + at);
+    memcpy(text + length, digits + at, sizeof digits - at);
     put_number_text(out, how, text, head);
 }
 
@@ -121,10 +118,9 @@ static void put_real(rt_jrun *run, bis_buf *out, layout how, double value) {
         format[4] = percent || how.type == 'F' ? 'f' : how.type ? how.type : 'g';
         if (!how.alternate) memmove(format + 1, format + 2, sizeof format - 2);
         int length = snprintf(number, sizeof number, format, how.precision < 0 ? 6 : how.precision, magnitude);
-        if (length >= (int)sizeof number - 1) rt_jfail(run, BIS_ERR_LIMIT, "a formatted number is too long");
-        bool whole = !how.type && strpbrk(number, ".en") == NULL;
-        if (percent) strcat(number, "%");
-        if (whole) strcat(number, ".0");
+        const char *tail = percent ? "%" : !how.type && strpbrk(number, ".en") == NULL ? ".0" : "";
+        if (length + 3 > (int)sizeof number) rt_jfail(run, BIS_ERR_LIMIT, "a formatted number is too long");
+        else memcpy(number + length, tail, strlen(tail) + 1);
     }
     memcpy(text + head, number, strlen(number) + 1);
     put_number_text(out, how, text, head);

@@ -41,8 +41,9 @@ static rt_jval call_strftime_now(rt_jrun *run, rt_jval self, const rt_jargs *arg
 }
 
 static uint64_t count_steps(int64_t from, int64_t to, int64_t step) {
-    if (step > 0) return from < to ? ((uint64_t)to - (uint64_t)from - 1) / (uint64_t)step + 1 : 0;
-    return from > to ? ((uint64_t)from - (uint64_t)to - 1) / (0 - (uint64_t)step) + 1 : 0;
+    if (step > 0 && from < to) return ((uint64_t)to - (uint64_t)from - 1) / (uint64_t)step + 1;
+    if (step < 0 && from > to) return ((uint64_t)from - (uint64_t)to - 1) / (0 - (uint64_t)step) + 1;
+    return 0;
 }
 
 static rt_jval need_integer(rt_jrun *run, rt_jval value) {

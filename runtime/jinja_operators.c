@@ -298,15 +298,15 @@ static int64_t clamp_index(int64_t index, int64_t count, int64_t low, int64_t hi
 static rt_jrange slice_range(rt_jrun *run, int64_t length, rt_jval start, rt_jval stop, rt_jval step_value) {
     int64_t step = rt_jarg_int(run, step_value, 1);
     if (step == 0) rt_jfail(run, BIS_ERR_INVALID, "slice step cannot be zero");
-    if (run->status) return (rt_jrange){0};
-    if (step < -length - 1) step = -length - 1; /* longer steps make no difference, and cannot overflow */
-    if (step > length + 1) step = length + 1;
+    if (step == 0 || run->status) return (rt_jrange){0};
     int64_t low = step < 0 ? -1 : 0, high = step < 0 ? length - 1 : length;
     int64_t from =
         rt_jgiven(start) ? clamp_index(rt_jarg_int(run, start, 0), length, low, high) : (step < 0 ? high : low);
     int64_t to = rt_jgiven(stop) ? clamp_index(rt_jarg_int(run, stop, 0), length, low, high) : (step < 0 ? low : high);
-    int64_t count = step < 0 ? (from - to - step - 1) / -step : (to - from + step - 1) / step;
-    return (rt_jrange){from, step, count > 0 ? count : 0, to};
+    int64_t distance = step < 0 ? from - to : to - from;
+    uint64_t stride = step < 0 ? 0 - (uint64_t)step : (uint64_t)step;
+    int64_t count = distance > 0 ? (int64_t)((uint64_t)(distance - 1) / stride) + 1 : 0;
+    return (rt_jrange){from, step, count, to};
 }
 
 static rt_jval slice_string(rt_jrun *run, const rt_jstr *string, const rt_jrange *range) {
@@ -345,8 +345,9 @@ rt_jval rt_jslice(rt_jrun *run, rt_jval object, rt_jval start, rt_jval stop, rt_
         rt_jrange *part = rt_jalloc(run, 1, sizeof *part);
         if (!part) return rt_jnone();
         const rt_jrange *whole = object.as.range;
-        *part = (rt_jrange){rt_jrange_at(whole, range.start).as.integer, whole->step * range.step, range.count,
+        *part = (rt_jrange){rt_jrange_at(whole, range.start).as.integer, 1, range.count,
                             rt_jrange_at(whole, range.stop).as.integer};
+        if (__builtin_mul_overflow(whole->step, range.step, &part->step)) return fail_overflow(run);
         return (rt_jval){.type = RT_J_RANGE, .as.range = part};
     }
     rt_jlist *list = rt_jlist_new(run, (size_t)range.count);

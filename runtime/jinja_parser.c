@@ -1,4 +1,5 @@
 /* Parses statements, and holds what both halves of the parser share. */
+#include <stdio.h>
 #include <string.h>
 
 #include "runtime/jinja_ast.h"
@@ -90,9 +91,8 @@ void rt_jparse_fail(rt_jparser *parser, const char *wanted) {
 void rt_jparse_expect(rt_jparser *parser, rt_jtoken_kind kind, const char *text) {
     if (rt_jparse_skip(parser, kind, text)) return;
     rt_jtoken wanted = {.kind = kind, .text = text};
-    char quoted[40] = "'";
-    strncat(quoted, describe(&wanted), sizeof quoted - 3);
-    strcat(quoted, "'");
+    char quoted[40];
+    snprintf(quoted, sizeof quoted, "'%s'", describe(&wanted));
     rt_jparse_fail(parser, quoted);
 }
 
@@ -341,9 +341,8 @@ static rt_jnode *parse_statement(rt_jparser *parser) {
 }
 
 rt_jnode *rt_jparse_template(rt_jrun *run, const rt_jtokens *tokens) {
-    rt_jnode scratch = {0};
+    rt_jparser parser = {.run = run, .token = tokens->at, .scratch = rt_jalloc(run, 1, sizeof(rt_jnode))};
     if (run->status) return NULL;
-    rt_jparser parser = {.run = run, .token = tokens->at, .scratch = &scratch};
     rt_jnode *root = rt_jparse_node(&parser, RT_JN_GENERATION, 1);
     parse_nodes(&parser, NULL, &root->body);
     rt_jparse_done(&parser, root);

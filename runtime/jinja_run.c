@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "common/alloc.h"
+#include "common/utf8.h"
 #include "runtime/jinja_eval.h"
 
 typedef enum flow { FLOW_NEXT, FLOW_BREAK, FLOW_CONTINUE } flow;
@@ -397,6 +398,9 @@ bis_status rt_jinja_parse(const char *name, const char *text, size_t length, rt_
     if (length > RT_JINJA_SOURCE_MAX) {
         return bis_fail(error, BIS_ERR_LIMIT, "%.200s has %zu bytes; a template may have at most %d", name, length,
                         RT_JINJA_SOURCE_MAX);
+    }
+    if (!bis_utf8_valid(text, length) || memchr(text, '\0', length)) {
+        return bis_fail(error, BIS_ERR_INVALID, "%.200s is not UTF-8 text without NUL characters", name);
     }
     rt_jinja *jinja = bis_calloc(1, sizeof *jinja);
     char *own_name = bis_strdup(name);

@@ -24,11 +24,25 @@ static void put_string(rt_jrun *run, bis_buf *out, const rt_jstr *string) {
 
 /* ---- Floats ---- */
 
-/* digits: "d.ddde[+-]xx" with as few digits as read back to the same number. */
-static void shortest_digits(double value, char *text, size_t size) {
+/* Adds one to the last digit before the exponent. */
+static void count_up(char *digits) {
+    for (char *last = strchr(digits, 'e') - 1; last >= digits && *last != '-'; last--) {
+        if (*last == '.') continue;
+        *last = *last == '9' ? '0' : (char)(*last + 1);
+        if (*last != '0') return;
+    }
+}
+
+/* Writes "d.ddde+xx" with as few digits as read back to the same number. That is mostly the nearest decimal; only
+ * next to a power of two, where numbers above lie wider apart than those below, it can be the one after. */
+static void shortest_digits(double value, char text[RT_JFLOAT_TEXT_MAX]) {
+    int exponent;
+    bool power_of_two = fabs(frexp(value, &exponent)) == 0.5;
     for (int precision = 0; precision <= 17; precision++) {
-        snprintf(text, size, "%.*e", precision, value);
+        snprintf(text, RT_JFLOAT_TEXT_MAX, "%.*e", precision, value);
         if (strtod(text, NULL) == value) return;
+        if (power_of_two) count_up(text);
+        if (power_of_two && strtod(text, NULL) == value) return;
     }
 }
 
@@ -38,7 +52,7 @@ void rt_jfloat_text(double value, char text[RT_JFLOAT_TEXT_MAX]) {
         return;
     }
     char digits[RT_JFLOAT_TEXT_MAX];
-    shortest_digits(value, digits, sizeof digits);
+    shortest_digits(value, digits);
     char *mark = strchr(digits, 'e');
     int exponent = atoi(mark + 1);
     int decimals = mark[-1] == '.' ? 0 : (int)(mark - digits) - (digits[0] == '-') - 1;

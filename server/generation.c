@@ -276,7 +276,8 @@ static void pump(srv_choice *c) {
     }
     if (g->job.ended || !c->done) return;
     if (g->submitted < g->choice_count) submit_more(g);
-    else if (g->done_count == g->choice_count) g->request.stream ? finish_stream(g) : finish_answer(g);
+    else if (g->done_count == g->choice_count && g->request.stream) finish_stream(g);
+    else if (g->done_count == g->choice_count) finish_answer(g);
 }
 
 /* ---- Engine thread ----------------------------------------------------------------------------- */
@@ -334,13 +335,13 @@ static bis_status submit(generation *g, srv_choice *c, bis_error *error) {
 }
 
 /* Submits choices until all are, or the engine has enough of this request or of all: then the rest waits for a
- * tick, or for the end of an earlier choice. Refused only while the engine has none of them. */
+ * tick, or for the end of an earlier choice. A request that was given a slot is not refused any more. */
 static void submit_more(generation *g) {
     size_t at_once = 2 * (size_t)g->job.context->info.max_batch; /* keeps it busy, and the queue open for others */
     while (g->submitted < g->choice_count && g->submitted - g->done_count < at_once) {
         bis_error problem = {0};
         bis_status status = submit(g, &g->choices[g->submitted], &problem);
-        if (status == BIS_ERR_BUSY && g->submitted > 0) return;
+        if (status == BIS_ERR_BUSY) return;
         if (status != BIS_OK) {
             srv_api_error error;
             srv_api_error_from(&error, &problem);

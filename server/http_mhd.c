@@ -376,16 +376,22 @@ static unsigned allowed_connections(int wanted) {
 }
 
 static bis_status start_daemon(srv_http *http, bis_error *error) {
-    int fd;
+    int fd = -1;
     bis_status status = open_listener(&http->options, &fd, &http->port, error);
     if (status != BIS_OK) return status;
-    http->daemon = MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ITC | MHD_USE_ERROR_LOG, 0, NULL,
-                                    NULL, on_access, http, MHD_OPTION_EXTERNAL_LOGGER, log_library, NULL,
-                                    MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_NOTIFY_COMPLETED, on_completed, http,
-                                    MHD_OPTION_NOTIFY_CONNECTION, on_connection, http, MHD_OPTION_CONNECTION_LIMIT,
-                                    allowed_connections(http->options.max_connections), MHD_OPTION_CONNECTION_TIMEOUT,
-                                    (unsigned)http->options.body_seconds, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-                                    (size_t)HEADER_MEMORY, MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1, MHD_OPTION_END);
+    /* clang-format off */
+    http->daemon = MHD_start_daemon(
+        MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ITC | MHD_USE_ERROR_LOG, 0, NULL, NULL, on_access, http,
+        MHD_OPTION_EXTERNAL_LOGGER, log_library, NULL,
+        MHD_OPTION_LISTEN_SOCKET, fd,
+        MHD_OPTION_NOTIFY_COMPLETED, on_completed, http,
+        MHD_OPTION_NOTIFY_CONNECTION, on_connection, http,
+        MHD_OPTION_CONNECTION_LIMIT, allowed_connections(http->options.max_connections),
+        MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)http->options.body_seconds,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)HEADER_MEMORY,
+        MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1,
+        MHD_OPTION_END);
+    /* clang-format on */
     if (!http->daemon) {
         close(fd);
         return bis_fail(error, BIS_ERR_IO, "cannot start the HTTP server");

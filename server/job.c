@@ -30,10 +30,6 @@ void srv_api_error_from(srv_api_error *out, const bis_error *error) {
     case BIS_ERR_UNSUPPORTED: break;
     case BIS_ERR_LIMIT: out->code = "context_length_exceeded"; break;
     case BIS_ERR_BUSY:
-        out->status = 429;
-        out->type = "rate_limit_error";
-        out->code = "queue_full";
-        break;
     case BIS_ERR_NOMEM:
     case BIS_ERR_CANCELLED:
         out->status = 503;
@@ -99,6 +95,7 @@ void srv_job_end(srv_job *job) {
         job->exchange = NULL;
     }
     if (job->next) job->next->previous = job->previous;
+    else job->context->last_job = job->previous;
     if (job->previous) job->previous->next = job->next;
     else job->context->jobs = job->next;
     if (job->release) job->release(job);
@@ -154,9 +151,10 @@ static void attach(srv_job *job, srv_context *context, srv_exchange *exchange) {
     exchange->on_writable = client_reads;
     atomic_init(&job->references, 1);
     context->job_count++;
-    job->next = context->jobs;
-    if (job->next) job->next->previous = job;
-    context->jobs = job;
+    job->previous = context->last_job;
+    if (job->previous) job->previous->next = job;
+    else context->jobs = job;
+    context->last_job = job;
 }
 
 void srv_job_start(srv_context *context, srv_exchange *exchange, srv_job *job) {

@@ -31,7 +31,7 @@ typedef struct srv_context {
     srv_loop *loop;
     bool draining;
     int job_count, max_jobs;
-    srv_job *jobs;                      /* those not ended */
+    srv_job *jobs, *last_job;           /* those not ended, oldest first */
     _Atomic(struct srv_choice *) ready; /* choices whose engine request has events; pushed by the engine thread */
 } srv_context;
 
