@@ -55,7 +55,7 @@ CXXFLAGS_ALL = -std=c++17 $(COMMON) $(PKG_CFLAGS) $(SAN_FLAGS) $(CXXFLAGS)
 LIBS         = $(PKG_LIBS) -lpthread -lm -lstdc++
 
 # ---- Sources -----------------------------------------------------------------------------------------
-FOLDERS  := common config kernels kernels/cpu runtime quantizer server
+FOLDERS  := common config kernels kernels/cpu runtime runtime/model runtime/tokenizer runtime/template server
 LIB_SRC  := $(foreach f,$(FOLDERS),$(wildcard $(f)/*.c $(f)/*.cc))
 CLI_SRC  := $(wildcard cli/*.c)
 UNIT_SRC := $(wildcard tests/unit/test_*.c)

@@ -13,7 +13,7 @@
 #include "common/progress.h"
 #include "runtime/forward.h"
 #include "runtime/kv_pages.h"
-#include "runtime/model.h"
+#include "runtime/model/model.h"
 
 typedef struct bench {
     const cfg_options *options;
@@ -52,9 +52,10 @@ static bis_status open_model(bench *b, bis_error *error) {
     b->config = rt_model_get_config(b->model);
     b->context = options->prompt_tokens + options->generate;
     if (b->context <= b->config->context) return BIS_OK;
-    return bis_fail(error, BIS_ERR_INVALID,
-                    "%d prompt tokens and %d generated do not fit the context of %d: lower --prompt-tokens or --generate",
-                    options->prompt_tokens, options->generate, b->config->context);
+    return bis_fail(
+        error, BIS_ERR_INVALID,
+        "%d prompt tokens and %d generated do not fit the context of %d: lower --prompt-tokens or --generate",
+        options->prompt_tokens, options->generate, b->config->context);
 }
 
 static bis_status allocate(bench *b, bis_error *error) {
@@ -178,11 +179,12 @@ static void print_case(const bench *b, const bench_case *c, bool first, bis_buf 
     uint64_t bytes = bytes_per_token(b);
     double gb_s = c->batch == 1 ? c->decode_tok_s * (double)bytes / 1e9 : 0;
     if (b->options->json) {
-        bis_buf_printf(out,
-                       "%s{\"batch\":%d,\"prompt_tokens\":%d,\"generate\":%d,\"prefill_tok_s\":%.2f,\"decode_tok_s\":%.2f,"
-                       "\"bytes_per_token\":%llu,\"peak_rss_bytes\":%llu}",
-                       first ? "" : ",", c->batch, b->options->prompt_tokens, b->options->generate, c->prefill_tok_s,
-                       c->decode_tok_s, (unsigned long long)bytes, (unsigned long long)cli_peak_memory());
+        bis_buf_printf(
+            out,
+            "%s{\"batch\":%d,\"prompt_tokens\":%d,\"generate\":%d,\"prefill_tok_s\":%.2f,\"decode_tok_s\":%.2f,"
+            "\"bytes_per_token\":%llu,\"peak_rss_bytes\":%llu}",
+            first ? "" : ",", c->batch, b->options->prompt_tokens, b->options->generate, c->prefill_tok_s,
+            c->decode_tok_s, (unsigned long long)bytes, (unsigned long long)cli_peak_memory());
         return;
     }
     bis_buf_printf(out, "%5d %16.1f %15.1f", c->batch, c->prefill_tok_s, c->decode_tok_s);
@@ -197,9 +199,10 @@ static int run_cases(bench *b) {
     if (options->json) {
         bis_buf_puts(&out, "{\"model\":");
         bis_buf_json_string(&out, name, strlen(name));
-        bis_buf_printf(&out, ",\"type\":\"%s\",\"parameters\":%llu,\"backend\":\"%s\",\"threads\":%d,\"kv_bits\":%d,\"cases\":[",
-                       rt_model_type_name(b->model), (unsigned long long)rt_model_parameters(b->model),
-                       b->backend->name, b->backend->threads, options->kv_bits);
+        bis_buf_printf(
+            &out, ",\"type\":\"%s\",\"parameters\":%llu,\"backend\":\"%s\",\"threads\":%d,\"kv_bits\":%d,\"cases\":[",
+            rt_model_type_name(b->model), (unsigned long long)rt_model_parameters(b->model), b->backend->name,
+            b->backend->threads, options->kv_bits);
     } else {
         bis_buf_printf(&out, "%s: %.1f M parameters, %s; %s, %d threads; prompt %d, generate %d, KV F%d\n", name,
                        (double)rt_model_parameters(b->model) / 1e6, rt_model_type_name(b->model), b->backend->name,

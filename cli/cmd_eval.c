@@ -15,7 +15,7 @@
 #include "common/progress.h"
 #include "runtime/forward.h"
 #include "runtime/kv_pages.h"
-#include "runtime/model.h"
+#include "runtime/model/model.h"
 #include "runtime/sampler.h"
 
 enum { TEXT_MAX = 1 << 30, LOGIT_ROWS = 64 };
@@ -119,7 +119,8 @@ static int print_result(const evaluation *e, double seconds) {
     double mean = e->nll / (double)e->scored;
     bis_buf out = {0};
     if (e->options->json) {
-        bis_buf_printf(&out, "{\"tokens\":%llu,\"ppl\":%.6f,\"nll\":%.8f,\"context\":%d,\"kv_bits\":%d,\"seconds\":%.2f}\n",
+        bis_buf_printf(&out,
+                       "{\"tokens\":%llu,\"ppl\":%.6f,\"nll\":%.8f,\"context\":%d,\"kv_bits\":%d,\"seconds\":%.2f}\n",
                        (unsigned long long)e->scored, exp(mean), mean, e->context, e->options->kv_bits, seconds);
     } else {
         bis_buf_printf(&out, "perplexity %.4f over %llu tokens, windows of %d, KV F%d (%.1f s, %.0f tokens/s)\n",

@@ -28,11 +28,11 @@ static bis_status make_prompt(const rt_engine *engine, const cfg_options *option
     bis_buf_json_string(&messages, options->prompt, strlen(options->prompt));
     bis_buf_puts(&messages, "}]");
     rt_chat_input input = {.messages_json = bis_buf_cstr(&messages), .add_generation_prompt = true};
-    bis_status status =
-        messages.failed ? bis_fail(error, BIS_ERR_NOMEM, "no memory for the messages") : BIS_OK;
+    bis_status status = messages.failed ? bis_fail(error, BIS_ERR_NOMEM, "no memory for the messages") : BIS_OK;
     if (!status) status = rt_chat_render(chat, &input, &text, NULL, error);
     if (!status) {
-        status = rt_tokenizer_encode(tokenizer, bis_buf_cstr(&text), text.length, RT_ENCODE_PARSE_SPECIAL, tokens, error);
+        status =
+            rt_tokenizer_encode(tokenizer, bis_buf_cstr(&text), text.length, RT_ENCODE_PARSE_SPECIAL, tokens, error);
     }
     bis_buf_free(&messages);
     bis_buf_free(&text);

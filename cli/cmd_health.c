@@ -42,10 +42,12 @@ int cli_health(const cfg_options *options) {
     snprintf(port, sizeof port, "%d", options->port);
     int fd = -1;
     if (connect_to(host, port, &fd, &error)) return cli_fail(&error);
-    int length = snprintf(request, sizeof request, "GET /health HTTP/1.1\r\nHost: %.200s\r\nConnection: close\r\n\r\n", host);
+    int length =
+        snprintf(request, sizeof request, "GET /health HTTP/1.1\r\nHost: %.200s\r\nConnection: close\r\n\r\n", host);
     ssize_t sent = send(fd, request, (size_t)length, MSG_NOSIGNAL), got = 0;
     size_t used = 0;
-    while (sent == length && used < sizeof answer - 1 && (got = recv(fd, answer + used, sizeof answer - 1 - used, 0)) > 0) {
+    while (sent == length && used < sizeof answer - 1 &&
+           (got = recv(fd, answer + used, sizeof answer - 1 - used, 0)) > 0) {
         used += (size_t)got;
     }
     close(fd);

@@ -2,7 +2,7 @@
 #include <stdio.h>
 
 #include "cli/cli.h"
-#include "runtime/model.h"
+#include "runtime/model/model.h"
 
 static void print_json(const rt_model *model, const rt_tokenizer *tokenizer, bis_buf *out) {
     const rt_model_config *c = rt_model_get_config(model);

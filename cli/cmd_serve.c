@@ -96,6 +96,7 @@ int cli_serve(const cfg_options *options) {
     fprintf(stderr, "bisup %s\n", BISUP_VERSION);
     rt_engine_options engine_options = cli_engine_options(options);
     engine_options.on_phase = print_phase;
+    engine_options.max_queue += options->max_batch; /* the server counts both; a burst waits for one step */
     if (rt_engine_open(&engine_options, &engine, &error)) {
         bis_buf_free(&self.key_text);
         return cli_fail(&error);

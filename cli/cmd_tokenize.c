@@ -21,8 +21,8 @@ static bis_status read_input(bis_buf *text, bis_error *error) {
 static bis_status encode(const rt_tokenizer *tokenizer, const cfg_options *options, const bis_buf *text, bis_buf *out,
                          bis_error *error) {
     rt_tokens tokens = {0};
-    unsigned flags = (options->add_special ? RT_ENCODE_ADD_SPECIAL : 0) |
-                     (options->parse_special ? RT_ENCODE_PARSE_SPECIAL : 0);
+    unsigned flags =
+        (options->add_special ? RT_ENCODE_ADD_SPECIAL : 0) | (options->parse_special ? RT_ENCODE_PARSE_SPECIAL : 0);
     bis_status status = rt_tokenizer_encode(tokenizer, bis_buf_cstr(text), text->length, flags, &tokens, error);
     if (options->json) bis_buf_puts(out, "{\"tokens\":[");
     for (size_t i = 0; i < tokens.count && !status; i++) {

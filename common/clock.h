@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-uint64_t bis_now_ns(void);     /* nanoseconds since an arbitrary start */
-double bis_now_seconds(void);  /* the same in seconds */
+uint64_t bis_now_ns(void);    /* nanoseconds since an arbitrary start */
+double bis_now_seconds(void); /* the same in seconds */
 
 #endif

@@ -33,13 +33,11 @@ typedef struct bis_error {
 /* Fills *error (which may be NULL) and returns `status`, so that
  * `return bis_fail(error, BIS_ERR_FORMAT, "...", ...)` is one statement.
  * Control characters in the formatted text are replaced by spaces. */
-bis_status bis_fail(bis_error *error, bis_status status, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+bis_status bis_fail(bis_error *error, bis_status status, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* Puts "context: " before the text already in *error and returns its status.
  * Used on the way up to add the file or tensor an error belongs to. */
-bis_status bis_fail_within(bis_error *error, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
+bis_status bis_fail_within(bis_error *error, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Static lower-case name, e.g. "invalid"; never NULL. */
 const char *bis_status_name(bis_status status);

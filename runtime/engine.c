@@ -8,7 +8,7 @@
 #include "kernels/backend.h"
 #include "runtime/forward.h"
 #include "runtime/kv_pages.h"
-#include "runtime/model.h"
+#include "runtime/model/model.h"
 #include "runtime/request.h"
 #include "runtime/scheduler.h"
 #include "runtime/system_memory.h"
@@ -209,10 +209,8 @@ bis_status rt_engine_submit(rt_engine *engine, const rt_request_params *params, 
                                           notify, user, &request, error);
     if (status) return status;
     status = rt_scheduler_submit(engine->scheduler, request, error);
-    if (status)
-        rt_request_unref(request);
-    else
-        *out = request;
+    if (status) rt_request_unref(request);
+    else *out = request;
     return status;
 }
 

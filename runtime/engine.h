@@ -21,8 +21,8 @@
 
 #include "common/buf.h"
 #include "common/status.h"
-#include "runtime/chat.h"
-#include "runtime/tokenizer.h"
+#include "runtime/template/chat.h"
+#include "runtime/tokenizer/tokenizer.h"
 
 typedef struct rt_engine rt_engine;
 typedef struct rt_request rt_request;
@@ -42,18 +42,18 @@ enum {
 typedef void (*rt_phase_fn)(void *user, const char *phase, const char *detail, double seconds);
 
 typedef struct rt_engine_options {
-    const char *model;       /* folder */
-    const char *model_name;  /* as /v1/models shows it; NULL: the folder's name */
-    const char *cpu_isa;     /* "auto", "reference", "avx2", "avx512": an upper limit */
-    int threads;             /* 0: one per core of this process */
-    int max_batch;           /* sequences that run at the same time */
-    int max_context;         /* tokens a sequence may have; 0: what the model was trained for */
-    int prefill_chunk;       /* prompt tokens computed in one step */
-    int max_queue;           /* requests that may wait; more are refused with BIS_ERR_BUSY */
-    int kv_bits;             /* 16 or 32 */
-    uint64_t kv_bytes;       /* memory for the KV cache; 0: enough for max_batch full contexts, within half of
-                                the memory that is free */
-    rt_phase_fn on_phase;    /* may be NULL */
+    const char *model;      /* folder */
+    const char *model_name; /* as /v1/models shows it; NULL: the folder's name */
+    const char *cpu_isa;    /* "auto", "reference", "avx2", "avx512": an upper limit */
+    int threads;            /* 0: one per core of this process */
+    int max_batch;          /* sequences that run at the same time */
+    int max_context;        /* tokens a sequence may have; 0: what the model was trained for */
+    int prefill_chunk;      /* prompt tokens computed in one step */
+    int max_queue;          /* requests that may wait; more are refused with BIS_ERR_BUSY */
+    int kv_bits;            /* 16 or 32 */
+    uint64_t kv_bytes;      /* memory for the KV cache; 0: enough for max_batch full contexts, within half of
+                               the memory that is free */
+    rt_phase_fn on_phase;   /* may be NULL */
     void *phase_user;
 } rt_engine_options;
 
@@ -68,17 +68,17 @@ void rt_engine_close(rt_engine *engine);
 
 typedef struct rt_engine_info {
     char model_name[RT_MODEL_NAME_MAX];
-    const char *architecture;    /* "llama", "qwen2", ... */
-    const char *weight_type;     /* "F16", ... the type of most parameters */
-    const char *backend;         /* "cpu avx512", ... */
+    const char *architecture; /* "llama", "qwen2", ... */
+    const char *weight_type;  /* "F16", ... the type of most parameters */
+    const char *backend;      /* "cpu avx512", ... */
     int threads, vocab_size, max_context, max_batch, kv_bits;
     uint64_t parameters;
-    uint64_t weight_bytes;       /* mapped */
-    uint64_t kv_bytes;           /* allocated */
-    uint64_t kv_tokens;          /* room for this many tokens in all */
-    uint64_t work_bytes;         /* activations and other working memory */
+    uint64_t weight_bytes; /* mapped */
+    uint64_t kv_bytes;     /* allocated */
+    uint64_t kv_tokens;    /* room for this many tokens in all */
+    uint64_t work_bytes;   /* activations and other working memory */
     bool has_chat_template;
-    int64_t created;             /* Unix time of the weights' last change */
+    int64_t created; /* Unix time of the weights' last change */
 } rt_engine_info;
 
 void rt_engine_get_info(const rt_engine *engine, rt_engine_info *info);
@@ -95,12 +95,12 @@ typedef struct rt_logit_bias {
 } rt_logit_bias;
 
 typedef struct rt_sampling {
-    float temperature;         /* 0: greedy; lowest id wins a tie */
-    float top_p;               /* (0, 1]; 1: off */
-    float min_p;               /* [0, 1]; 0: off */
-    int top_k;                 /* 0 or less: off */
-    float repetition_penalty;  /* > 0; 1: off; over prompt and output */
-    float frequency_penalty;   /* [-2, 2], over the output */
+    float temperature;        /* 0: greedy; lowest id wins a tie */
+    float top_p;              /* (0, 1]; 1: off */
+    float min_p;              /* [0, 1]; 0: off */
+    int top_k;                /* 0 or less: off */
+    float repetition_penalty; /* > 0; 1: off; over prompt and output */
+    float frequency_penalty;  /* [-2, 2], over the output */
     float presence_penalty;
     uint64_t seed;
     const rt_logit_bias *logit_bias; /* copied by submit */
@@ -110,8 +110,8 @@ typedef struct rt_sampling {
 typedef struct rt_request_params {
     const int32_t *prompt; /* at least one id; copied by submit */
     size_t prompt_count;
-    size_t system_count;   /* the first ids that are the shared system prompt; 0 if unknown */
-    int max_tokens;        /* new tokens; 0 computes the prompt only; -1: until the context is full */
+    size_t system_count; /* the first ids that are the shared system prompt; 0 if unknown */
+    int max_tokens;      /* new tokens; 0 computes the prompt only; -1: until the context is full */
     rt_sampling sampling;
     const char *const *stop; /* stop strings, copied; they do not appear in the output */
     size_t stop_count;
@@ -127,10 +127,10 @@ rt_request_params rt_request_default_params(void);
 
 typedef enum rt_finish {
     RT_FINISH_NONE,
-    RT_FINISH_STOP,      /* an end token, a stop token or a stop string */
-    RT_FINISH_LENGTH,    /* max_tokens, or the context is full */
+    RT_FINISH_STOP,   /* an end token, a stop token or a stop string */
+    RT_FINISH_LENGTH, /* max_tokens, or the context is full */
     RT_FINISH_CANCELLED,
-    RT_FINISH_ERROR      /* the event carries a text */
+    RT_FINISH_ERROR /* the event carries a text */
 } rt_finish;
 
 typedef enum rt_event_kind {
@@ -151,13 +151,13 @@ typedef struct rt_event {
     rt_event_kind kind;
     int32_t token;
     float logprob;
-    int top_count;                     /* entries in top[], most probable first */
+    int top_count; /* entries in top[], most probable first */
     rt_logprob top[RT_LOGPROBS_MAX];
-    rt_finish finish;                  /* DONE */
+    rt_finish finish;                                    /* DONE */
     int prompt_tokens, cached_tokens, completion_tokens; /* DONE */
-    bis_error error;                   /* DONE with RT_FINISH_ERROR */
+    bis_error error;                                     /* DONE with RT_FINISH_ERROR */
     size_t text_length;
-    char text[RT_EVENT_TEXT_MAX];      /* complete UTF-8 characters, not NUL-terminated */
+    char text[RT_EVENT_TEXT_MAX]; /* complete UTF-8 characters, not NUL-terminated */
 } rt_event;
 
 /* Called on the engine thread when an empty ring got an event; it must only wake the consumer.

@@ -12,7 +12,7 @@
 
 #include "common/status.h"
 #include "kernels/backend.h"
-#include "runtime/model.h"
+#include "runtime/model/model.h"
 
 typedef struct rt_forward rt_forward;
 

@@ -11,7 +11,7 @@
 
 #include "common/status.h"
 #include "kernels/backend.h"
-#include "runtime/model.h"
+#include "runtime/model/model.h"
 
 typedef struct rt_kv_pages rt_kv_pages;
 

@@ -18,20 +18,14 @@ static bool within(float value, float low, float high) { return value >= low && 
 
 static bis_status check_sampling(const rt_sampling *s, int vocab, bis_error *error) {
     const char *wrong = NULL;
-    if (!within(s->temperature, 0, 100))
-        wrong = "temperature must be between 0 and 100";
-    else if (!(s->top_p > 0 && s->top_p <= 1))
-        wrong = "top_p must be above 0 and at most 1";
-    else if (!within(s->min_p, 0, 1))
-        wrong = "min_p must be between 0 and 1";
+    if (!within(s->temperature, 0, 100)) wrong = "temperature must be between 0 and 100";
+    else if (!(s->top_p > 0 && s->top_p <= 1)) wrong = "top_p must be above 0 and at most 1";
+    else if (!within(s->min_p, 0, 1)) wrong = "min_p must be between 0 and 1";
     else if (!(s->repetition_penalty > 0 && s->repetition_penalty <= 100)) {
         wrong = "repetition_penalty must be above 0 and at most 100";
-    } else if (!within(s->frequency_penalty, -2, 2))
-        wrong = "frequency_penalty must be between -2 and 2";
-    else if (!within(s->presence_penalty, -2, 2))
-        wrong = "presence_penalty must be between -2 and 2";
-    else if (s->logit_bias_count > RT_LOGIT_BIAS_MAX)
-        wrong = "logit_bias has too many entries (at most 1024)";
+    } else if (!within(s->frequency_penalty, -2, 2)) wrong = "frequency_penalty must be between -2 and 2";
+    else if (!within(s->presence_penalty, -2, 2)) wrong = "presence_penalty must be between -2 and 2";
+    else if (s->logit_bias_count > RT_LOGIT_BIAS_MAX) wrong = "logit_bias has too many entries (at most 1024)";
     if (wrong) return bis_fail(error, BIS_ERR_INVALID, "%s", wrong);
     for (size_t i = 0; i < s->logit_bias_count; i++) {
         if (s->logit_bias[i].token < 0 || s->logit_bias[i].token >= vocab || !isfinite(s->logit_bias[i].bias)) {

@@ -34,7 +34,7 @@ struct rt_request {
     bool prompt_announced; /* the prompt's first token was reported (prompt_logprobs) */
     int32_t *pages;        /* [page_count] */
     int page_count;
-    uint32_t *counts;      /* [vocab] for penalties, or NULL */
+    uint32_t *counts; /* [vocab] for penalties, or NULL */
     rt_decoder decoder;
     rt_stop_matcher matcher;
     struct rt_request *next; /* in the waiting list */

@@ -2,7 +2,7 @@
 #ifndef BISUP_RUNTIME_ROPE_H
 #define BISUP_RUNTIME_ROPE_H
 
-#include "runtime/model.h"
+#include "runtime/model/model.h"
 
 /* table[position][0..half) are the cosines and table[position][half..head_dim) the sines of
  * position * frequency(i), with half = head_dim / 2; computed in double, rounded once. The table has

@@ -26,7 +26,8 @@ enum { RT_COUNT_MASK = 0x7fffffff };
 bool rt_sampling_has_penalties(const rt_sampling *sampling);
 
 /* Picks a token from logits [vocab], which are not changed. counts [vocab] may be NULL without penalties.
- * index: how many tokens this request generated before. NaN logits are never picked unless all are NaN, which gives 0. */
+ * index: how many tokens this request generated before. NaN logits are never picked unless all are NaN, which gives 0.
+ */
 int32_t rt_sampler_pick(rt_sampler *sampler, const rt_sampling *sampling, const uint32_t *counts, const float *logits,
                         uint64_t index);
 

@@ -47,10 +47,8 @@ int rt_scheduler_max_logits(int max_batch) { return max_batch + EXTRA_LOGIT_ROWS
 
 static void push(rt_request **head, rt_request **tail, rt_request *request) {
     request->next = NULL;
-    if (*tail)
-        (*tail)->next = request;
-    else
-        *head = request;
+    if (*tail) (*tail)->next = request;
+    else *head = request;
     *tail = request;
 }
 
@@ -137,12 +135,9 @@ static bool advance(rt_scheduler *self, rt_request *request, const float *logits
     bool stop = rt_stop_matcher_push(&request->matcher, self->text, length, self->event.text, &self->event.text_length);
     self->event.kind = RT_EVENT_TOKEN;
     rt_request_put(request, &self->event);
-    if (stop)
-        put_done(self, request, RT_FINISH_STOP, 0);
-    else if (request->generated == request->max_new)
-        put_done_flushing(self, request, RT_FINISH_LENGTH);
-    else
-        return false;
+    if (stop) put_done(self, request, RT_FINISH_STOP, 0);
+    else if (request->generated == request->max_new) put_done_flushing(self, request, RT_FINISH_LENGTH);
+    else return false;
     return true;
 }
 

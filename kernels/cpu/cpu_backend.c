@@ -231,7 +231,8 @@ bis_status kn_cpu_open(int threads, const char *isa_limit, int max_context, kn_b
     backend->score_stride = ((size_t)max_context + 15) / 16 * 16;
     backend->scores = bis_alloc_aligned((size_t)threads * backend->score_stride * sizeof(float));
     bis_status status = BIS_OK;
-    if (!backend->scores) status = bis_fail(error, BIS_ERR_NOMEM, "no memory for attention over %d tokens", max_context);
+    if (!backend->scores)
+        status = bis_fail(error, BIS_ERR_NOMEM, "no memory for attention over %d tokens", max_context);
     if (!status) status = kn_pool_open(threads, &backend->pool, error);
     if (status) {
         bis_free(backend->scores);

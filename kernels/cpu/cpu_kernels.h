@@ -25,10 +25,10 @@ typedef struct kn_matmul_slice {
 
 /* One query head of one row against `count` cached tokens of its KV head. */
 typedef struct kn_attention_head {
-    const float *q;           /* [head_dim] */
-    const char *cache;        /* K of this layer and KV head in page 0 */
-    size_t page_stride;       /* bytes from page to page */
-    size_t value_offset;      /* bytes from K to V */
+    const float *q;      /* [head_dim] */
+    const char *cache;   /* K of this layer and KV head in page 0 */
+    size_t page_stride;  /* bytes from page to page */
+    size_t value_offset; /* bytes from K to V */
     const int32_t *pages;
     int count, head_dim;
     float scale;

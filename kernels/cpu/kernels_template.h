@@ -26,8 +26,8 @@ static inline v16 load_part(kn_type type, const char *p, int count) {
 }
 
 /* rows x columns results at (row, n); rows and columns are constants where this is inlined. */
-static inline __attribute__((always_inline)) void tile(const kn_matmul_slice *s, kn_type type, int row, int n,
-                                                       int rows, int columns) {
+static inline __attribute__((always_inline)) void tile(const kn_matmul_slice *s, kn_type type, int row, int n, int rows,
+                                                       int columns) {
     size_t bytes = type == KN_F32 ? 4 : 2, cols = (size_t)s->cols;
     v16 sums[V16_TILE_ROWS][V16_ROW_COLS];
     for (int i = 0; i < rows; i++) {

@@ -18,7 +18,7 @@ typedef struct pool_worker {
 struct kn_pool {
     int threads;
     pool_worker *workers; /* [threads]; entry 0 is the caller and has no thread */
-    int started;     /* workers whose thread runs, entry 0 included */
+    int started;          /* workers whose thread runs, entry 0 included */
     kn_pool_fn fn;
     void *task;
     atomic_uint generation; /* rises with every task */

@@ -5,7 +5,7 @@
 
 #include "common/alloc.h"
 #include "common/utf8.h"
-#include "runtime/jinja_value.h"
+#include "runtime/template/jinja_value.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -8,7 +8,7 @@
 
 #include "common/log.h"
 #include "common/utf8.h"
-#include "runtime/tokenizer.h"
+#include "runtime/tokenizer/tokenizer.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -4,7 +4,7 @@
 
 #include <stdbool.h>
 
-#include "runtime/jinja_value.h"
+#include "runtime/template/jinja_value.h"
 
 typedef struct python_cases {
     rt_jrun *memory;

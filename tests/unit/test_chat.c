@@ -10,7 +10,7 @@
 
 #include "common/alloc.h"
 #include "common/file.h"
-#include "runtime/chat.h"
+#include "runtime/template/chat.h"
 #include "tests/support/python_cases.h"
 #include "tests/support/scratch.h"
 

@@ -37,7 +37,8 @@ static rt_engine *open_engine(const rt_engine_options *options) {
 
 /* Prompts of different lengths, so that batches mix prefill and decode. */
 static size_t make_prompt(const rt_engine *engine, int which, int32_t *ids) {
-    static const char *const texts[] = {"Once upon a time", "The door code is 1234. ", "<|im_start|>user\nWho are you?"};
+    static const char *const texts[] = {"Once upon a time", "The door code is 1234. ",
+                                        "<|im_start|>user\nWho are you?"};
     rt_tokens tokens = {0};
     bis_error error;
     char text[1024] = "";
@@ -319,7 +320,8 @@ static void test_bad_parameters_are_refused(void **state) {
         int32_t wrong[] = {1, i == 1 ? -1 : info.vocab_size, 2};
         switch (i) {
         case 0: p.prompt_count = 0; break;
-        case 1: case 2: p.prompt = wrong; break;
+        case 1:
+        case 2: p.prompt = wrong; break;
         case 3: p.max_tokens = -2; break;
         case 4: p.sampling.temperature = -0.1f; break;
         case 5: p.sampling.temperature = NAN; break;
@@ -331,7 +333,10 @@ static void test_bad_parameters_are_refused(void **state) {
         case 11: p.sampling.presence_penalty = NAN; break;
         case 12: p.logprobs = 21; break;
         case 13: p.stop_token_count = 33; break;
-        case 14: p.sampling.logit_bias = &outside; p.sampling.logit_bias_count = 1; break;
+        case 14:
+            p.sampling.logit_bias = &outside;
+            p.sampling.logit_bias_count = 1;
+            break;
         case 15: p.sampling.logit_bias_count = RT_LOGIT_BIAS_MAX + 1; break;
         }
         rt_request *request = NULL;

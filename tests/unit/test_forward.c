@@ -16,7 +16,7 @@
 #include "common/file.h"
 #include "runtime/forward.h"
 #include "runtime/kv_pages.h"
-#include "runtime/safetensors.h"
+#include "runtime/model/safetensors.h"
 #include "tests/support/scratch.h"
 
 enum { MAX_ROWS = 64, CONTEXT = 64 };
@@ -40,7 +40,8 @@ static runner open_runner(const char *folder, const char *isa, int threads, int 
     if (rt_model_open(folder, &r.model, &error)) fail_msg("%s", error.text);
     r.vocab = rt_model_get_config(r.model)->vocab;
     if (kn_cpu_open(threads, isa, context, &r.backend, &error)) fail_msg("%s", error.text);
-    if (rt_forward_open(r.model, r.backend, MAX_ROWS, MAX_ROWS, context, &r.forward, &error)) fail_msg("%s", error.text);
+    if (rt_forward_open(r.model, r.backend, MAX_ROWS, MAX_ROWS, context, &r.forward, &error))
+        fail_msg("%s", error.text);
     int pages = 4 * rt_kv_pages_for(context);
     if (rt_kv_pages_open(rt_model_get_config(r.model), kv_bits, pages, &r.pages, &error)) fail_msg("%s", error.text);
     return r;
@@ -164,7 +165,8 @@ static void test_rows_are_bit_identical_however_computed(void **state) {
                     for (int first = 0; first < e.count; first += chunk) {
                         int count = e.count - first < chunk ? e.count - first : chunk;
                         logits = run_rows(&r, e.tokens, first, count, pages);
-                        assert_memory_equal(logits, whole + (size_t)first * vocab, (size_t)count * vocab * sizeof *whole);
+                        assert_memory_equal(logits, whole + (size_t)first * vocab,
+                                            (size_t)count * vocab * sizeof *whole);
                     }
                 }
                 close_runner(&r);

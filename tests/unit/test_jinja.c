@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "common/alloc.h"
-#include "runtime/jinja.h"
+#include "runtime/template/jinja.h"
 #include "tests/support/python_cases.h"
 
 enum { FIXED_TIME = 1721999109 }; /* 2024-07-26 13:05:09 UTC, as in compare.py */

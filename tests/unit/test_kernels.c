@@ -102,7 +102,8 @@ static void test_matmul_variants(void **state) {
         if (!variant(v)) continue;
         for (int type = 0; type < KN_TYPE_COUNT; type++) {
             for (int i = 0; i < 60; i++) {
-                check_matmul(variant(v), (kn_type)type, 1 + random_below(70), 1 + random_below(40), 1 + random_below(90));
+                check_matmul(variant(v), (kn_type)type, 1 + random_below(70), 1 + random_below(40),
+                             1 + random_below(90));
             }
             check_matmul(variant(v), (kn_type)type, 1, 17, 2048);
             check_matmul(variant(v), (kn_type)type, 131, 9, 64);
@@ -195,7 +196,8 @@ static void test_attention_is_attention(void **state) {
     bis_error error;
     assert_int_equal(kn_cpu_open(2, "auto", 128, &backend, &error), BIS_OK);
     test_cache t = make_cache(KN_F32, KV_HEADS, DIM, 2);
-    static float k[TOKENS * KV_HEADS * DIM], v[TOKENS * KV_HEADS * DIM], q[TOKENS * HEADS * DIM], out[TOKENS * HEADS * DIM];
+    static float k[TOKENS * KV_HEADS * DIM], v[TOKENS * KV_HEADS * DIM], q[TOKENS * HEADS * DIM],
+        out[TOKENS * HEADS * DIM];
     fill_random(k, TOKENS * KV_HEADS * DIM);
     fill_random(v, TOKENS * KV_HEADS * DIM);
     fill_random(q, TOKENS * HEADS * DIM);

@@ -12,10 +12,10 @@
 #include "common/alloc.h"
 #include "common/buf.h"
 #include "common/log.h"
-#include "runtime/metadata.h"
-#include "runtime/model.h"
-#include "runtime/model_internal.h"
-#include "runtime/safetensors.h"
+#include "runtime/model/metadata.h"
+#include "runtime/model/model.h"
+#include "runtime/model/model_internal.h"
+#include "runtime/model/safetensors.h"
 #include "tests/support/scratch.h"
 
 static const char models[] = "tests/golden/models/";
@@ -149,8 +149,7 @@ static void put_entry(bis_buf *header, bis_buf *data, const char *name, const rt
     bool is_edited = edit->tensor && !strcmp(edit->tensor, tensor->name);
     const char *dtype = is_edited && edit->new_dtype ? edit->new_dtype : rt_stored_type_name(tensor->type);
     bis_buf_printf(header, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":", header->length > 1 ? "," : "", name, dtype);
-    if (is_edited && edit->new_shape)
-        bis_buf_puts(header, edit->new_shape);
+    if (is_edited && edit->new_shape) bis_buf_puts(header, edit->new_shape);
     else {
         for (int i = 0; i < tensor->dims; i++) {
             bis_buf_printf(header, "%c%llu", i ? ',' : '[', (unsigned long long)tensor->shape[i]);

@@ -9,8 +9,8 @@
 
 #include <cmocka.h>
 
-#include "runtime/model.h"
-#include "runtime/model_internal.h"
+#include "runtime/model/model.h"
+#include "runtime/model/model_internal.h"
 #include "tests/support/scratch.h"
 
 static void assert_text_has(const char *text, const char *part) {

@@ -7,8 +7,8 @@
 
 #include <cmocka.h>
 
-#include "runtime/pretokenizer.h"
-#include "runtime/tokenizer_normalizer.h"
+#include "runtime/tokenizer/pretokenizer.h"
+#include "runtime/tokenizer/tokenizer_normalizer.h"
 
 #define MARK "\xe2\x96\x81"
 

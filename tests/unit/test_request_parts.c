@@ -51,7 +51,12 @@ static void test_stop_strings_over_any_cut(void **state) {
         {"x<|y", {"<|im_end|>"}, 1, "x<|y", false},
         {"first second", {"second", "first"}, 2, "", true},
         {"\n\nUser: hi", {"\n\n", "User"}, 2, "", true},
-        {"a\xc3\xa9" "b", {"\xc3\xa9"}, 1, "a", true},
+        {"a\xc3\xa9"
+         "b",
+         {"\xc3\xa9"},
+         1,
+         "a",
+         true},
         {"nothing", {NULL}, 0, "nothing", false},
     };
     char result[64];

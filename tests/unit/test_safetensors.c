@@ -11,8 +11,8 @@
 #include "common/alloc.h"
 #include "common/buf.h"
 #include "common/file.h"
-#include "runtime/metadata.h"
-#include "runtime/safetensors.h"
+#include "runtime/model/metadata.h"
+#include "runtime/model/safetensors.h"
 #include "tests/support/scratch.h"
 
 static const char fixture[] = "tests/golden/models/qwen2-tied/model.safetensors";

@@ -15,7 +15,7 @@
 #include "common/clock.h"
 #include "common/file.h"
 #include "common/utf8.h"
-#include "runtime/tokenizer.h"
+#include "runtime/tokenizer/tokenizer.h"
 #include "tests/support/scratch.h"
 
 static const char demo[] = "models/demo";

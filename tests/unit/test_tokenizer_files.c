@@ -11,7 +11,7 @@
 #include "common/alloc.h"
 #include "common/buf.h"
 #include "common/file.h"
-#include "runtime/tokenizer.h"
+#include "runtime/tokenizer/tokenizer.h"
 #include "tests/support/scratch.h"
 
 #define MODEL "{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"c\":2,\"\xc4\xa0\":3,\"ab\":4,\"abc\":5},\"merges\":"
