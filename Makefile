@@ -18,8 +18,12 @@ PACKAGES_LINT  := clang-format clang-tidy cppcheck
 PACKAGES_FUZZ  := clang libclang-rt-14-dev
 PACKAGES_IMAGE := buildah debootstrap
 
+ifneq ($(CUDA),0)
+$(error CUDA is '$(CUDA)': there is no CUDA backend yet; build with CUDA=0)
+endif
+
 # ---- Modes ------------------------------------------------------------------------------------------
-MODE := $(BUILD)$(if $(SANITIZER),-$(SANITIZER))$(if $(filter 1,$(CUDA)),-cuda)
+MODE := $(BUILD)$(if $(SANITIZER),-$(SANITIZER))
 OUT  := build/$(MODE)
 CC   ?= cc
 CXX  ?= c++
@@ -78,7 +82,7 @@ endif
 help: ## this list
 	@echo "bisup: an LLM inference server. Start with 'make run' or 'make test'."; echo
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
-	@echo; echo "  BUILD=release|debug  SANITIZER=address|undefined|thread  CUDA=0|1  MODEL=folder  PORT=8080  ARGS='more flags'"
+	@echo; echo "  BUILD=release|debug  SANITIZER=address|undefined|thread  CUDA=0  MODEL=folder  PORT=8080  ARGS='more flags'"
 
 all: $(BISUP) ## build the program (build/<mode>/bisup)
 

@@ -171,7 +171,7 @@ static uint64_t bytes_per_token(const bench *b) {
         kn_tensor embedding = rt_model_embedding(b->model);
         weights -= (uint64_t)embedding.rows * (uint64_t)embedding.cols * kn_type_bytes(embedding.type);
     }
-    uint64_t tokens = (uint64_t)(b->options->prompt_tokens + b->options->generate / 2);
+    uint64_t tokens = (uint64_t)b->options->prompt_tokens + (uint64_t)b->options->generate / 2;
     return weights + tokens * rt_kv_page_bytes(b->config, b->options->kv_bits) / KN_PAGE_TOKENS;
 }
 
@@ -211,7 +211,7 @@ static int run_cases(bench *b) {
     }
     bis_progress progress;
     uint64_t done = 0;
-    bis_progress_start(&progress, "bench", (uint64_t)(options->batch.count * options->repeat), options->json);
+    bis_progress_start(&progress, "bench", (uint64_t)options->batch.count * (uint64_t)options->repeat, options->json);
     for (int i = 0; i < options->batch.count; i++) {
         bench_case result = measure(b, options->batch.values[i], &progress, &done);
         print_case(b, &result, i == 0, &out);

@@ -190,7 +190,7 @@ float rt_logits_log_sum(const float *logits, int vocab) {
     for (int i = 0; i < vocab; i++) {
         if (!isnan(logits[i])) sum += exp((double)logits[i] - largest);
     }
-    return (float)(largest + log(sum));
+    return sum > 0 ? (float)(largest + log(sum)) : NAN; /* NaN only where all logits are */
 }
 
 void rt_logits_top(const float *logits, int vocab, float log_sum, int count, rt_logprob *top) {

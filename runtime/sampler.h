@@ -31,7 +31,7 @@ bool rt_sampling_has_penalties(const rt_sampling *sampling);
 int32_t rt_sampler_pick(rt_sampler *sampler, const rt_sampling *sampling, const uint32_t *counts, const float *logits,
                         uint64_t index);
 
-/* log sum exp of the logits: logprob of a token = logits[token] - this. */
+/* log sum exp of the logits: logprob of a token = logits[token] - this. NaN logits are left out. */
 float rt_logits_log_sum(const float *logits, int vocab);
 
 /* The `count` <= RT_LOGPROBS_MAX largest logits as log-probabilities, most probable first. */
