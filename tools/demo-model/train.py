@@ -164,6 +164,8 @@ def arguments():
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", default="out", help="folder for the model (default %(default)s)")
     p.add_argument("--state", default="state.pt", help="weights and optimizer, to continue from")
+    p.add_argument("--init", metavar="FOLDER",
+                   help="without a state: begin with this model's weights, not from nothing")
     p.add_argument("--tokenizer", default=os.path.join(HERE, "../../models/demo/tokenizer.model"))
     p.add_argument("--stories", default=os.path.join(HERE, "stories.jsonl"))
     p.add_argument("--steps", type=int, default=6000, help="the last step (default %(default)s)")
@@ -174,6 +176,8 @@ def arguments():
     p.add_argument("--fact-weight", type=float, default=1.0, help="of the loss on answers")
     p.add_argument("--story-weight", type=float, default=1.0, help="of the loss on stories")
     p.add_argument("--stories-from", type=int, default=1000, help="first step with stories")
+    p.add_argument("--level", type=int, default=0, choices=range(len(LEVELS)),
+                   help="the least level of prompts to begin with (default %(default)s)")
     p.add_argument("--copy-until", type=int, default=400, help="last step with repeated tokens")
     p.add_argument("--lr", type=float, default=0.02, help="for matrices")
     p.add_argument("--lr-other", type=float, default=3e-3, help="for embeddings and norms")
@@ -229,7 +233,10 @@ def work(rank, args):
     tok = Tokenizer(args.tokenizer)
     stories = gen.stories(args.stories)
     stories, held_out = stories[:-HELD_OUT], stories[-HELD_OUT:]
-    net = llama.Llama(llama.Shape(args.hidden, args.layers, ffn=args.ffn))
+    if args.init:
+        net = llama.load(args.init)
+    else:
+        net = llama.Llama(llama.Shape(args.hidden, args.layers, ffn=args.ffn))
     optimizer = Optimizer(net, args.lr, args.lr_other, args.decay)
     step, tokens, level, minutes = 0, 0, 0, 0.0
     if os.path.exists(args.state):
@@ -238,7 +245,7 @@ def work(rank, args):
         optimizer.load_state_dict(state["optimizer"])
         step, tokens, level, minutes = (state[k] for k in ("step", "tokens", "level", "minutes"))
     data = Data(tok, stories, f"{args.seed}:{step}:{rank}")
-    data.level = level
+    data.level = max(level, args.level)
     torch.manual_seed(args.seed + 1000 * step + rank)       # dropout differs between workers
     loss_of = torch.compile(net.loss)
 
