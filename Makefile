@@ -10,10 +10,10 @@ PORT      ?= 8080
 ARGS      ?=
 
 # ---- Debian 12 packages: the only install lists of the project -----------------------------------
-PACKAGES_RUN   := libmicrohttpd12 libuv1 libcjson1 libsentencepiece0 libpcre2-8-0 libutf8proc2 libinih1
+PACKAGES_RUN   := libmicrohttpd12 libuv1 libcjson1 libsentencepiece0 libpcre2-8-0 libutf8proc2 libinih1 libopenblas0-serial
 PACKAGES_BUILD := gcc g++ make pkg-config libmicrohttpd-dev libuv1-dev libcjson-dev libsentencepiece-dev \
-                  libpcre2-dev libutf8proc-dev libinih-dev uthash-dev
-PACKAGES_TEST  := libcmocka-dev libopenblas-dev python3 python3-jinja2 python3-venv curl git wrk
+                  libpcre2-dev libutf8proc-dev libinih-dev uthash-dev libopenblas-serial-dev
+PACKAGES_TEST  := libcmocka-dev python3 python3-jinja2 python3-venv curl git wrk
 PACKAGES_LINT  := clang-format clang-tidy cppcheck
 PACKAGES_FUZZ  := clang libclang-rt-14-dev
 PACKAGES_IMAGE := buildah debootstrap
@@ -51,15 +51,20 @@ SAN_thread    := thread
 SAN_fuzzer    := fuzzer-no-link,address,undefined# set by 'make fuzz'
 SAN_FLAGS     := -fsanitize=$(SAN_$(SANITIZER)) -fno-sanitize-recover=all
 endif
+comma    := ,
 PKG      := libmicrohttpd libuv libcjson sentencepiece libpcre2-8 libutf8proc
 PKG_CFLAGS = $(shell pkg-config --cflags $(PKG) 2>/dev/null)
 PKG_LIBS   = $(shell pkg-config --libs $(PKG) 2>/dev/null) -linih
 CFLAGS_ALL   = -std=c11 -D_GNU_SOURCE $(COMMON) $(WARN_C) $(PKG_CFLAGS) $(SAN_FLAGS) $(CFLAGS)
 CXXFLAGS_ALL = -std=c++17 $(COMMON) $(PKG_CFLAGS) $(SAN_FLAGS) $(CXXFLAGS)
-LIBS         = $(PKG_LIBS) -lpthread -lm -lstdc++
+# The quantizer's matrix products: OpenBLAS without threads of its own, because ours split the work and a server
+# should not carry idle ones. Where that build of it is not in Debian's place, any OpenBLAS will do.
+BLAS_DIR    := $(firstword $(wildcard /usr/lib/*/openblas-serial))
+BLAS_LIBS   := $(if $(BLAS_DIR),-L$(BLAS_DIR) -Wl$(comma)-rpath$(comma)$(BLAS_DIR)) -lopenblas
+LIBS         = $(PKG_LIBS) $(BLAS_LIBS) -lpthread -lm -lstdc++
 
 # ---- Sources -----------------------------------------------------------------------------------------
-FOLDERS  := common config kernels kernels/cpu runtime runtime/model runtime/tokenizer runtime/template server
+FOLDERS  := common config kernels kernels/cpu runtime runtime/model runtime/tokenizer runtime/template quantizer server
 LIB_SRC  := $(foreach f,$(FOLDERS),$(wildcard $(f)/*.c $(f)/*.cc))
 CLI_SRC  := $(wildcard cli/*.c)
 UNIT_SRC := $(wildcard tests/unit/test_*.c)
@@ -123,7 +128,7 @@ $(OUT)/libbisup.a: $(LIB_OBJ)
 
 $(OUT)/tests/unit/%: $(OUT)/tests/unit/%.c.o $(TEST_OBJ) $(OUT)/libbisup.a
 	@echo "link $@"
-	@$(CC) $(SAN_FLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(if $(findstring test_kernels,$@),-lopenblas) $(LIBS)
+	@$(CC) $(SAN_FLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
 
 $(OUT)/%.c.o: %.c Makefile
 	@mkdir -p $(@D)

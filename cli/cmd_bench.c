@@ -66,7 +66,7 @@ static bis_status allocate(bench *b, bis_error *error) {
     }
     b->max_rows = options->prefill_chunk > b->max_batch ? options->prefill_chunk : b->max_batch;
     int per_sequence = rt_kv_pages_for(b->context), pages = per_sequence * b->max_batch;
-    bis_status status = kn_cpu_open(options->threads, options->cpu_isa, b->context, &b->backend, error);
+    bis_status status = kn_cpu_open(options->threads, options->cpu_isa, b->context, 0, &b->backend, error);
     if (!status) status = rt_kv_pages_open(b->config, options->kv_bits, pages, &b->pages, error);
     if (!status) {
         status = rt_forward_open(b->model, b->backend, b->max_rows, b->max_batch, b->context, &b->forward, error);

@@ -46,7 +46,7 @@ static bis_status open_all(evaluation *e, bis_error *error) {
         return bis_fail(error, BIS_ERR_INVALID, "context is %d: use 2 to %d for this model", e->context,
                         e->config->context);
     }
-    status = kn_cpu_open(options->threads, options->cpu_isa, e->context, &e->backend, error);
+    status = kn_cpu_open(options->threads, options->cpu_isa, e->context, 0, &e->backend, error);
     if (!status) {
         status = rt_kv_pages_open(e->config, options->kv_bits, rt_kv_pages_for(e->context), &e->pages, error);
     }

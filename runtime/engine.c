@@ -137,7 +137,7 @@ static bis_status start(rt_engine *self, const rt_engine_options *options, phase
     int pages = 0;
     rt_engine_info *info = &self->info;
     bis_status status = plan_memory(self, options, &pages, error);
-    if (!status) status = kn_cpu_open(options->threads, options->cpu_isa, info->max_context, &self->backend, error);
+    if (!status) status = kn_cpu_open(options->threads, options->cpu_isa, info->max_context, 0, &self->backend, error);
     if (status) return status;
     info->backend = self->backend->name;
     info->threads = self->backend->threads;

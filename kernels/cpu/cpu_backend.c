@@ -208,7 +208,9 @@ static const kn_cpu_kernels *choose_kernels(const char *limit, bis_error *error)
     return kernels ? kernels : kn_cpu_kernels_reference();
 }
 
-bis_status kn_cpu_open(int threads, const char *isa_limit, int max_context, kn_backend **out, bis_error *error) {
+bis_status kn_cpu_open(int threads, const char *isa_limit, int max_context, int low_head_dim, kn_backend **out,
+                       bis_error *error) {
+    (void)low_head_dim; /* the low-bit operations come next */
     static const kn_ops ops = {.embed = cpu_embed,
                                .rmsnorm = cpu_rmsnorm,
                                .matmul = cpu_matmul,

@@ -39,7 +39,7 @@ static runner open_runner(const char *folder, const char *isa, int threads, int 
     bis_error error = {0};
     if (rt_model_open(folder, &r.model, &error)) fail_msg("%s", error.text);
     r.vocab = rt_model_get_config(r.model)->vocab;
-    if (kn_cpu_open(threads, isa, context, &r.backend, &error)) fail_msg("%s", error.text);
+    if (kn_cpu_open(threads, isa, context, 0, &r.backend, &error)) fail_msg("%s", error.text);
     if (rt_forward_open(r.model, r.backend, MAX_ROWS, MAX_ROWS, context, &r.forward, &error))
         fail_msg("%s", error.text);
     int pages = 4 * rt_kv_pages_for(context);

@@ -194,7 +194,7 @@ static void test_attention_is_attention(void **state) {
     enum { HEADS = 6, KV_HEADS = 2, DIM = 10, TOKENS = 37, LAYER = 1 };
     kn_backend *backend;
     bis_error error;
-    assert_int_equal(kn_cpu_open(2, "auto", 128, &backend, &error), BIS_OK);
+    assert_int_equal(kn_cpu_open(2, "auto", 128, 0, &backend, &error), BIS_OK);
     test_cache t = make_cache(KN_F32, KV_HEADS, DIM, 2);
     static float k[TOKENS * KV_HEADS * DIM], v[TOKENS * KV_HEADS * DIM], q[TOKENS * HEADS * DIM],
         out[TOKENS * HEADS * DIM];
@@ -297,7 +297,7 @@ static void test_rows_do_not_depend_on_neighbours_or_threads(void **state) {
         fill_random(x, ROWS * COLS);
         for (int threads = 1; threads <= 5; threads += 2) {
             kn_backend *backend;
-            assert_int_equal(kn_cpu_open(threads, "auto", 16, &backend, &error), BIS_OK);
+            assert_int_equal(kn_cpu_open(threads, "auto", 16, 0, &backend, &error), BIS_OK);
             backend->ops->matmul(backend, &w, NULL, x, ROWS, together);
             for (int r = 0; r < ROWS; r++) {
                 backend->ops->matmul(backend, &w, NULL, x + r * COLS, 1, alone);
@@ -349,11 +349,11 @@ static void test_backend_refuses_bad_options(void **state) {
     (void)state;
     kn_backend *backend;
     bis_error error;
-    assert_int_equal(kn_cpu_open(1, "sse9", 16, &backend, &error), BIS_ERR_INVALID);
+    assert_int_equal(kn_cpu_open(1, "sse9", 16, 0, &backend, &error), BIS_ERR_INVALID);
     assert_non_null(strstr(error.text, "sse9"));
-    assert_int_equal(kn_cpu_open(-1, "auto", 16, &backend, &error), BIS_ERR_INVALID);
-    assert_int_equal(kn_cpu_open(100000, "auto", 16, &backend, &error), BIS_ERR_INVALID);
-    assert_int_equal(kn_cpu_open(2, "reference", 16, &backend, &error), BIS_OK);
+    assert_int_equal(kn_cpu_open(-1, "auto", 16, 0, &backend, &error), BIS_ERR_INVALID);
+    assert_int_equal(kn_cpu_open(100000, "auto", 16, 0, &backend, &error), BIS_ERR_INVALID);
+    assert_int_equal(kn_cpu_open(2, "reference", 16, 0, &backend, &error), BIS_OK);
     assert_string_equal(backend->name, "cpu reference");
     backend->ops->close(backend);
 }

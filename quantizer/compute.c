@@ -1,0 +1,91 @@
+#include "quantizer/compute.h"
+
+#include <cblas.h>
+#include <sched.h>
+
+#include "common/alloc.h"
+#include "kernels/cpu/pool.h"
+
+enum { ROW_PIECE = 128, THREADS_MAX = 256 };
+
+struct qz_compute {
+    kn_pool *pool;
+    int threads;
+    double operations;
+};
+
+bis_status qz_compute_open(int threads, qz_compute **out, bis_error *error) {
+    if (threads < 0 || threads > THREADS_MAX) {
+        return bis_fail(error, BIS_ERR_INVALID, "threads is %d: use 1 to %d, or 0 for one per core", threads,
+                        THREADS_MAX);
+    }
+    cpu_set_t set;
+    if (threads == 0) threads = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    qz_compute *self = bis_calloc(1, sizeof *self);
+    if (!self) return bis_fail(error, BIS_ERR_NOMEM, "no memory for the quantizer's threads");
+    self->threads = threads;
+    bis_status status = kn_pool_open(threads, &self->pool, error);
+    if (status) bis_free(self);
+    else *out = self;
+    return status;
+}
+
+void qz_compute_close(qz_compute *compute) {
+    if (!compute) return;
+    kn_pool_close(compute->pool);
+    bis_free(compute);
+}
+
+int qz_compute_threads(const qz_compute *compute) { return compute ? compute->threads : 1; }
+
+double qz_compute_operations(const qz_compute *compute) { return compute->operations; }
+
+typedef struct range_task {
+    qz_range_fn fn;
+    void *argument;
+    int count, grain;
+} range_task;
+
+/* Every workers-th piece: which thread computes a piece never changes it. */
+static void run_pieces(void *argument, int worker, int workers) {
+    const range_task *task = argument;
+    for (int64_t at = (int64_t)worker * task->grain; at < task->count; at += (int64_t)workers * task->grain) {
+        int64_t end = at + task->grain;
+        task->fn(task->argument, (int)at, end < task->count ? (int)end : task->count, worker);
+    }
+}
+
+void qz_parallel(qz_compute *compute, int count, int grain, qz_range_fn fn, void *argument) {
+    range_task task = {fn, argument, count, grain};
+    if (!compute || count <= grain) run_pieces(&task, 0, 1);
+    else kn_pool_run(compute->pool, run_pieces, &task);
+}
+
+typedef struct gemm_task {
+    int n, k;
+    qz_real alpha, beta;
+    qz_matrix a, b;
+    qz_real *c;
+    int c_stride;
+} gemm_task;
+
+static void gemm_rows(void *argument, int first, int last, int worker) {
+    (void)worker;
+    const gemm_task *t = argument;
+    const qz_real *a = t->a.data + (size_t)first * (t->a.transposed ? 1 : (size_t)t->a.stride);
+    qz_real *c = t->c + (size_t)first * (size_t)t->c_stride;
+#ifdef QZ_DOUBLE
+    cblas_dgemm
+#else
+    cblas_sgemm
+#endif
+        (CblasRowMajor, t->a.transposed ? CblasTrans : CblasNoTrans, t->b.transposed ? CblasTrans : CblasNoTrans,
+         last - first, t->n, t->k, t->alpha, a, t->a.stride, t->b.data, t->b.stride, t->beta, c, t->c_stride);
+}
+
+void qz_gemm(qz_compute *compute, int m, int n, int k, qz_real alpha, qz_matrix a, qz_matrix b, qz_real beta,
+             qz_real *c, int c_stride) {
+    gemm_task task = {n, k, alpha, beta, a, b, c, c_stride};
+    qz_parallel(compute, m, ROW_PIECE, gemm_rows, &task);
+    if (compute) compute->operations += 2.0 * m * n * k;
+}
