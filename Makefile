@@ -83,7 +83,7 @@ $(OUT)/kernels/cpu/%_avx512.c.o: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512
 endif
 
 # ---- Targets -----------------------------------------------------------------------------------------
-.PHONY: help all deps deps-list need-build need-test run test bench lint format fuzz load image clean
+.PHONY: help all deps deps-list need-build need-test run test bench reproduce lint format fuzz load image clean
 help: ## this list
 	@echo "bisup: an LLM inference server. Start with 'make run' or 'make test'."; echo
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -144,6 +144,10 @@ bench: need-build ## tokens/s of prefill and decode: demo model and a 110M shape
 	@$(MAKE) --no-print-directory -s -j$$(nproc) all
 	@$(BISUP) bench $(MODEL) $(ARGS)
 	@$(BISUP) bench --shape tools/shapes/110m.json $(ARGS)
+
+reproduce: need-test ## measure all quantization methods and write docs/quality.md (an hour; goes on where it was)
+	@$(MAKE) --no-print-directory -s -j$$(nproc) all
+	@tools/reproduce/run.sh $(BISUP) $(ARGS)
 
 lint: ## formatting, include rules, clang-tidy, cppcheck
 	@tools/install_packages.sh --if-missing $(PACKAGES_BUILD) $(PACKAGES_LINT)
