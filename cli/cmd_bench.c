@@ -116,7 +116,7 @@ static void prefill(bench *b, int sequence) {
             b->tables[i] = pages_of(b, sequence);
         }
         b->wanted[0] = count - 1;
-        rt_batch batch = {{count, b->positions, b->tables}, b->tokens, b->wanted, first + count == total};
+        rt_batch batch = {{count, b->positions, b->tables, NULL}, b->tokens, b->wanted, first + count == total};
         rt_forward_run(b->forward, rt_kv_pages_cache(b->pages), &batch);
     }
 }
@@ -137,7 +137,7 @@ static void decode(bench *b, int batch_size) {
     }
     for (int step = 0; step < b->options->generate; step++) {
         for (int i = 0; i < batch_size; i++) b->positions[i] = b->options->prompt_tokens + step;
-        rt_batch batch = {{batch_size, b->positions, b->tables}, b->tokens, b->wanted, batch_size};
+        rt_batch batch = {{batch_size, b->positions, b->tables, NULL}, b->tokens, b->wanted, batch_size};
         const float *logits = rt_forward_run(b->forward, rt_kv_pages_cache(b->pages), &batch);
         for (int i = 0; i < batch_size; i++) {
             b->tokens[i] = greedy(logits + (size_t)i * (size_t)b->config->vocab, b->config->vocab);

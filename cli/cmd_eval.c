@@ -92,7 +92,7 @@ static void score_rows(evaluation *e, size_t window, int first, int count, int w
         tables[i] = e->page_numbers;
     }
     const int32_t *ids = e->tokens.ids + window;
-    rt_batch batch = {{count, positions, tables}, ids + first, wanted, count};
+    rt_batch batch = {{count, positions, tables, NULL}, ids + first, wanted, count};
     const float *logits = rt_forward_run(e->forward, rt_kv_pages_cache(e->pages), &batch);
     for (int i = 0; i < count && first + i + 1 < window_tokens; i++, logits += e->config->vocab) {
         e->nll += rt_logits_log_sum(logits, e->config->vocab) - (double)logits[ids[first + i + 1]];

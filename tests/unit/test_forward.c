@@ -63,7 +63,7 @@ static const float *run_rows(runner *r, const int32_t *tokens, int first, int co
         wanted[i] = i;
         tables[i] = pages;
     }
-    rt_batch batch = {{count, positions, tables}, tokens + first, wanted, count};
+    rt_batch batch = {{count, positions, tables, NULL}, tokens + first, wanted, count};
     return rt_forward_run(r->forward, rt_kv_pages_cache(r->pages), &batch);
 }
 
@@ -198,7 +198,7 @@ static void test_sequences_do_not_see_each_other(void **state) {
             wanted[n] = n;
         }
     }
-    rt_batch batch = {{n, positions, tables}, tokens, wanted, n};
+    rt_batch batch = {{n, positions, tables, NULL}, tokens, wanted, n};
     const float *logits = rt_forward_run(r.forward, rt_kv_pages_cache(r.pages), &batch);
     for (int i = 0; i < 20; i++) {
         assert_memory_equal(logits + (size_t)(3 * i + 1) * vocab, alone + (size_t)i * vocab, vocab * sizeof *alone);
