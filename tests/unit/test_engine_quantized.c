@@ -209,9 +209,9 @@ static void memory_is_divided_and_told(void **state) {
     rt_engine_options options = options_for(1, 16, 32);
     rt_engine *engine = open_engine(&options);
     rt_engine_get_info(engine, &info);
+    assert_string_equal(info.weight_type, "W3A3");
     rt_engine_close(engine);
     assert_int_equal(info.kv_bits, 3); /* the model's own */
-    assert_string_equal(info.weight_type, "W3A3");
     assert_int_equal(info.kv_tokens, 16 * 256 * 5 / 4);
     assert_int_equal(info.kv_prompt_tokens, 16 * 256 / 4);
     /* 2 layers, K and V, 2 heads: 16 numbers in F16, or of 3 bits with two F16 numbers */
