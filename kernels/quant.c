@@ -156,7 +156,7 @@ void kn_weight_decode_codes_part(const kn_qweight *weight, int row, int first, i
         for (int i = 0; col < end; i++, col++) *out++ = (int16_t)(codes[i] - offset);
     }
     size_t outliers_at = (size_t)row * (size_t)format->outliers;
-    for (; col < last; col++) *out++ = weight->outlier_codes[outliers_at + (size_t)(col - low)];
+    for (; col < last; col++) *out++ = (int16_t)weight->outlier_codes[outliers_at + (size_t)(col - low)];
 }
 
 void kn_weight_decode_part(const kn_qweight *weight, int row, int first, int count, float *out) {
@@ -186,8 +186,8 @@ float kn_weight_decode(const kn_qweight *weight, int row, int col) {
     const kn_weight_format *format = &weight->format;
     int low = low_columns(format, weight->cols), groups = kn_weight_groups(format, weight->cols);
     if (col >= low) {
-        int code = weight->outlier_codes[(size_t)row * (size_t)format->outliers + (size_t)(col - low)];
-        return (float)code * kn_weight_scale_at(weight, row, groups);
+        size_t at = (size_t)row * (size_t)format->outliers + (size_t)(col - low);
+        return (float)weight->outlier_codes[at] * kn_weight_scale_at(weight, row, groups);
     }
     size_t row_bytes = kn_packed_bytes(low, format->bits), bit = (size_t)col * (size_t)format->bits;
     const uint8_t *stream = weight->codes + (size_t)row * row_bytes;
