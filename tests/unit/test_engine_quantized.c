@@ -122,7 +122,17 @@ static void run(const rt_engine_options *options, const prompts *p, bool togethe
     rt_engine_close(engine);
 }
 
-static void assert_same(const answer *a, const answer *b) { assert_memory_equal(a, b, REQUESTS * sizeof *a); }
+static bool is_same(const answer *a, const answer *b) {
+    bool same = a->count == b->count;
+    for (int i = 0; i < NEW_TOKENS; i++) {
+        same = same && a->tokens[i] == b->tokens[i] && a->logprobs[i] == b->logprobs[i];
+    }
+    return same;
+}
+
+static void assert_same(const answer *a, const answer *b) {
+    for (int i = 0; i < REQUESTS; i++) assert_true(is_same(&a[i], &b[i]));
+}
 
 /* kv_bytes for a cache of about so many pages for tokens outside spans. */
 static uint64_t bytes_for(const rt_engine_options *options, uint64_t pages) {
@@ -196,8 +206,7 @@ static void a_span_matters_where_it_should(void **state) {
         run(&options, &with, true, low);
         assert_same(none, low);
         for (int i = 0; i < REQUESTS; i++) {
-            bool same = !memcmp(&spans[i], &none[i], sizeof spans[i]);
-            assert_int_equal(same, kv_bits == 16 || with.system[i] == 0);
+            assert_int_equal(is_same(&spans[i], &none[i]), kv_bits == 16 || with.system[i] == 0);
         }
     }
 }
