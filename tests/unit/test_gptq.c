@@ -149,7 +149,7 @@ static void test_nearest_codes_are_those_of_the_format(void **state) {
         for (int i = 0; i < 4; i++) {
             for (int k = 0; k < 2; k++) {
                 int rows = 133, cols = widths[i];
-                float *w = random_matrix(rows, cols, 0.05, (uint64_t)(f * 10 + i)), *rounded;
+                float *w = random_matrix(rows, cols, 0.05, (uint64_t)f * 10 + (uint64_t)i), *rounded;
                 for (int c = 0; c < cols; c++) w[2 * cols + c] = 0; /* groups of zeros */
                 for (int c = 0; c < cols; c++) w[3 * cols + c] = fabsf(w[3 * cols + c]);
                 for (int c = 0; c < cols; c++) w[4 * cols + c] = 0.25f * (float)(c % 13 - 6); /* ties */
