@@ -270,6 +270,31 @@ static bis_status refuse_pair(bool wrong, const char *why, bis_error *error) {
     return wrong ? bis_fail(error, BIS_ERR_INVALID, "%s", why) : BIS_OK;
 }
 
+static bis_status check_eval(const cfg_options *options, bis_error *error) {
+    bool text = !strcmp(options->task, "perplexity"), facts = !strcmp(options->task, "facts");
+    bool prompt_kv = cfg_option_given(options, CFG_OPTION_prompt_kv);
+    bool context = cfg_option_given(options, CFG_OPTION_context);
+    bis_status status = BIS_OK;
+    if (text) status = require(options->text != NULL, "--text FILE", CFG_EVAL, error);
+    else status = require(options->data != NULL, "--data PATH for this task", CFG_EVAL, error);
+    const struct {
+        bool wrong;
+        const char *why;
+    } pairs[] = {
+        {text && options->data, "--data is for the questions of --task; the text to predict is --text"},
+        {!text && options->text, "--text is for perplexity; the questions of --task are --data"},
+        {!text && options->reference, "--reference goes with --task perplexity"},
+        {!text && context, "--context goes with --task perplexity"},
+        {facts && options->prompt_file, "--prompt-file is not for facts: their system messages are the prompt"},
+        {facts && !strcmp(options->prompt_kv, "none"), "facts stand in the prompt: --prompt-kv none leaves them out"},
+        {!facts && prompt_kv && !options->prompt_file, "--prompt-kv goes with --prompt-file"},
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs && !status; i++) {
+        status = refuse_pair(pairs[i].wrong, pairs[i].why, error);
+    }
+    return status;
+}
+
 static bis_status check_command(const cfg_options *options, bis_error *error) {
     cfg_command command = options->command;
     bool model = options->model != NULL;
@@ -289,7 +314,7 @@ static bis_status check_command(const cfg_options *options, bis_error *error) {
         status = require(options->prompt != NULL, "--prompt TEXT", command, error);
         if (!status) status = refuse_pair(options->system && !options->chat, "--system goes with --chat", error);
     }
-    if (!status && command == CFG_EVAL) status = require(options->text != NULL, "--text FILE", command, error);
+    if (!status && command == CFG_EVAL) status = check_eval(options, error);
     return status;
 }
 
