@@ -8,6 +8,9 @@
 
 enum { TEXT_MAX = 1 << 30 };
 
+/* As transformers reads a text: with the tokens around it, and names of special tokens are these tokens. */
+static const unsigned TEXT_FLAGS = RT_ENCODE_ADD_SPECIAL | RT_ENCODE_PARSE_SPECIAL;
+
 /* A reference that reads the text as other tokens cannot be compared, although its vocabulary is as large. */
 static bis_status check_reference_tokens(const eval_run *run, const bis_buf *text, const rt_tokens *tokens,
                                          bis_error *error) {
@@ -15,8 +18,7 @@ static bis_status check_reference_tokens(const eval_run *run, const bis_buf *tex
     bis_error none;
     if (!run->reference || rt_tokenizer_open(run->options->reference, &tokenizer, &none)) return BIS_OK;
     rt_tokens other = {0};
-    bis_status status =
-        rt_tokenizer_encode(tokenizer, bis_buf_cstr(text), text->length, RT_ENCODE_ADD_SPECIAL, &other, error);
+    bis_status status = rt_tokenizer_encode(tokenizer, bis_buf_cstr(text), text->length, TEXT_FLAGS, &other, error);
     bool same = !status && other.count == tokens->count &&
                 (!other.count || !memcmp(other.ids, tokens->ids, other.count * sizeof *other.ids));
     if (!status && !same) {
@@ -34,8 +36,7 @@ static bis_status read_tokens(const eval_run *run, rt_tokens *tokens, bis_error 
     bis_buf text = {0};
     bis_status status = bis_read_file(options->text, TEXT_MAX, &text, error);
     if (!status) {
-        status =
-            rt_tokenizer_encode(run->tokenizer, bis_buf_cstr(&text), text.length, RT_ENCODE_ADD_SPECIAL, tokens, error);
+        status = rt_tokenizer_encode(run->tokenizer, bis_buf_cstr(&text), text.length, TEXT_FLAGS, tokens, error);
     }
     if (!status) status = check_reference_tokens(run, &text, tokens, error);
     bis_buf_free(&text);
