@@ -29,6 +29,11 @@ static const command_text commands[CFG_COMMAND_COUNT] = {
     [CFG_EVAL] = {"eval", "MODEL --text FILE [options]", "Measure how well a model predicts a text (perplexity).",
                   "bisup eval models/demo --text story.txt\n"
                   "bisup eval models/demo --text story.txt --context 512 --limit 20000 --json"},
+    [CFG_QUANTIZE] = {"quantize", "MODEL OUT --calibration FILE [options]",
+                      "Write a quantized model that every other command reads.",
+                      "bisup quantize models/demo demo-w4 --calibration text.txt --samples 64 --seq-len 256\n"
+                      "bisup quantize models/demo demo-w3 --method bisup-atom --bits W3A3KV3 --calibration text.txt\n"
+                      "bisup quantize models/demo demo-w8 --method rtn --bits W8A8KV8"},
     [CFG_HEALTH] = {"health", "[--host ADDRESS] [--port N]",
                     "Ask a running server whether it is ready; exit status 0 if so.",
                     "bisup health\n"
