@@ -16,10 +16,10 @@ eval_columns eval_choose_columns(const cfg_options *options, int kv_bits, bool w
         columns.prompts[columns.count++] = EVAL_PROMPT_NONE;
         return columns;
     }
-    bool all = !strcmp(options->prompt_kv, "all");
+    bool all = !strcmp(options->eval_prompt_kv, "all");
     for (eval_prompt prompt = EVAL_PROMPT_FULL; prompt < EVAL_PROMPTS; prompt++) {
         bool differs = prompt == EVAL_PROMPT_FULL || (prompt == EVAL_PROMPT_LOW ? low_bit(kv_bits) : with_none);
-        bool wanted = all ? differs : !strcmp(options->prompt_kv, eval_prompt_name(prompt));
+        bool wanted = all ? differs : !strcmp(options->eval_prompt_kv, eval_prompt_name(prompt));
         if (wanted) columns.prompts[columns.count++] = prompt;
     }
     return columns;

@@ -28,7 +28,7 @@ typedef struct eval_run {
     rt_tokenizer *tokenizer;
     kn_backend *backend;
     ev_runner *runner, *reference_runner;
-    rt_tokens prompt; /* of --prompt-file, as it stands before every text */
+    rt_tokens prompt; /* of --prompt, as it stands before every text */
     int kv_bits;
     eval_columns columns;
     ev_lane *lanes[EVAL_PROMPTS];           /* by column */
