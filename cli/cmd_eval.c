@@ -3,12 +3,11 @@
 
 #include "cli/eval.h"
 #include "common/file.h"
+#include "runtime/kv_pages.h"
 
 enum { PROMPT_MAX = 1 << 24, REFERENCE_KV_BITS = 32 };
 
 /* ---- Columns --------------------------------------------------------------------------------- */
-
-static bool low_bit(int kv_bits) { return kv_bits < 16; }
 
 eval_columns eval_choose_columns(const cfg_options *options, int kv_bits, bool with_prompt, bool with_none) {
     eval_columns columns = {.named = with_prompt};
@@ -18,7 +17,7 @@ eval_columns eval_choose_columns(const cfg_options *options, int kv_bits, bool w
     }
     bool all = !strcmp(options->eval_prompt_kv, "all");
     for (eval_prompt prompt = EVAL_PROMPT_FULL; prompt < EVAL_PROMPTS; prompt++) {
-        bool differs = prompt == EVAL_PROMPT_FULL || (prompt == EVAL_PROMPT_LOW ? low_bit(kv_bits) : with_none);
+        bool differs = prompt == EVAL_PROMPT_FULL || (prompt == EVAL_PROMPT_LOW ? rt_kv_is_low(kv_bits) : with_none);
         bool wanted = all ? differs : !strcmp(options->eval_prompt_kv, eval_prompt_name(prompt));
         if (wanted) columns.prompts[columns.count++] = prompt;
     }
@@ -73,8 +72,8 @@ bis_status eval_open(const cfg_options *options, eval_run *run, bis_error *error
     if (!status && options->reference) status = rt_model_open(options->reference, &run->reference, error);
     if (!status && run->reference) status = check_reference(run, error);
     if (!status && options->prompt_file) status = read_prompt(run, error);
+    if (!status) status = rt_kv_bits(rt_model_get_config(run->model), options->kv_bits, &run->kv_bits, error);
     if (status) return status;
-    run->kv_bits = options->kv_bits;
     run->columns = eval_choose_columns(options, run->kv_bits, options->prompt_file != NULL, true);
     return BIS_OK;
 }
@@ -116,7 +115,8 @@ static bis_status open_column(eval_run *run, int column, bis_error *error) {
 bis_status eval_open_lanes(eval_run *run, int room, bis_error *error) {
     const cfg_options *options = run->options;
     int positions = room + (int)run->prompt.count;
-    bis_status status = kn_cpu_open(options->threads, options->cpu_isa, positions, 0, &run->backend, error);
+    int low_head_dim = rt_kv_low_head_dim(rt_model_get_config(run->model), run->kv_bits);
+    bis_status status = kn_cpu_open(options->threads, options->cpu_isa, positions, low_head_dim, &run->backend, error);
     if (!status) status = ev_runner_open(run->model, run->backend, positions, &run->runner, error);
     if (!status && run->reference) {
         status = ev_runner_open(run->reference, run->backend, positions, &run->reference_runner, error);

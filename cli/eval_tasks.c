@@ -173,6 +173,7 @@ int eval_facts(const cfg_options *options) {
     rt_engine_info info = {0};
     rt_engine_options engine_options = cli_engine_options(options);
     engine_options.max_batch = FACTS_BATCH;
+    engine_options.prompt_kv_low = false; /* each request says by its span */
     engine_options.max_queue = EV_FACTS_IN_FLIGHT;
     bis_status status = ev_facts_open(options->data, &facts, &error);
     ev_facts_limit(&facts, (size_t)options->limit);

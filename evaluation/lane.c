@@ -14,7 +14,7 @@ struct ev_lane {
     ev_runner *runner;
     rt_kv_pages *pages;
     int32_t *page_numbers;
-    int prefix_count;
+    int prefix_count, span; /* span: tokens of the prefix that are a prompt span */
 };
 
 bis_status ev_runner_open(const rt_model *model, kn_backend *backend, int positions, ev_runner **out,
@@ -41,10 +41,10 @@ void ev_runner_close(ev_runner *runner) {
 int ev_runner_vocab(const ev_runner *runner) { return runner->config->vocab; }
 
 static bis_status take_pages(ev_lane *self, ev_kv kv, bis_error *error) {
-    int count = rt_kv_pages_for(self->runner->positions);
+    rt_kv_count count = rt_kv_pages_need(kv.bits, self->span, self->runner->positions);
     bis_status status = rt_kv_pages_open(self->runner->config, kv.bits, count, &self->pages, error);
     if (status) return status;
-    self->page_numbers = bis_calloc((size_t)count, sizeof *self->page_numbers);
+    self->page_numbers = bis_calloc((size_t)count.full + (size_t)count.low, sizeof *self->page_numbers);
     if (!self->page_numbers) return bis_fail(error, BIS_ERR_NOMEM, "no memory for the evaluation");
     rt_kv_pages_take(self->pages, count, self->page_numbers);
     return BIS_OK;
@@ -52,14 +52,15 @@ static bis_status take_pages(ev_lane *self, ev_kv kv, bis_error *error) {
 
 /* Rows at absolute positions. */
 static const float *run_rows(ev_lane *lane, const int32_t *ids, int first, int count, int wanted) {
-    int32_t positions[EV_ROWS], logit_rows[EV_ROWS];
+    int32_t positions[EV_ROWS], spans[EV_ROWS], logit_rows[EV_ROWS];
     const int32_t *tables[EV_ROWS];
     for (int i = 0; i < count; i++) {
         positions[i] = first + i;
+        spans[i] = lane->span;
         tables[i] = lane->page_numbers;
         logit_rows[i] = wanted + i; /* used up to count - wanted */
     }
-    rt_batch batch = {.rows = {.count = count, .position = positions, .pages = tables},
+    rt_batch batch = {.rows = {.count = count, .position = positions, .pages = tables, .prompt = spans},
                       .tokens = ids,
                       .logit_rows = logit_rows,
                       .logit_count = count - wanted};
@@ -72,6 +73,7 @@ bis_status ev_lane_open(ev_runner *runner, ev_kv kv, const int32_t *prefix, int 
     if (!self) return bis_fail(error, BIS_ERR_NOMEM, "no memory for the evaluation");
     self->runner = runner;
     self->prefix_count = prefix_count;
+    self->span = kv.full_prefix ? prefix_count : 0;
     bis_status status = take_pages(self, kv, error);
     if (status) {
         ev_lane_close(self);
