@@ -73,7 +73,7 @@ static void csv_is_read_as_rfc_4180_says(void **state) {
         {"0,1,2,3,4,5,6,7,8,9,a,b,c,d,e,f,\n", "line 1: more than 16 fields"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        char found[256];
+        char found[BIS_ERROR_TEXT_MAX];
         read_csv(cases[i].text, found, sizeof found);
         assert_string_equal(found, cases[i].expected);
     }
