@@ -26,7 +26,9 @@
 
 enum { TOKENS = 41, CONTEXT = 64, PAGES_MAX = 16, WIDTH_MAX = 256 };
 
-static const double bound = 2e-3;
+/* Wider where activations have 8 bits: borders are many there, and one number on the other side of one at an early
+ * token moves more of them, until all is as far off as 8-bit rounding is from none. */
+static const double bounds[] = {2e-3, 1e-2};
 
 typedef enum mistake {
     NO_MISTAKE,
@@ -72,7 +74,7 @@ static void multiply(const qm_linear *linear, const double *x, double *out) {
 /* x becomes the input that a site's linears read. */
 static void make_input(const reference *r, const qm_layer *layer, int site, int width, double *x) {
     const qm_spec *spec = &r->m->spec;
-    float ordered[WIDTH_MAX], scales[WIDTH_MAX];
+    float ordered[WIDTH_MAX] = {0}, scales[WIDTH_MAX];
     int8_t codes[WIDTH_MAX];
     double natural[WIDTH_MAX];
     const int32_t *order = r->mistake == NATURAL_ORDER ? NULL : layer->order[site];
@@ -313,10 +315,13 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The median of the rows' errors, relative to the row's length; infinite where anything is not a number. */
-static double median_error(const float *got, const double *expected, int vocab) {
-    double errors[TOKENS];
-    for (int t = 0; t < TOKENS; t++) {
+/* The median of the errors of rows from `first` on, relative to the row's length; infinite where anything is not a
+ * number. */
+static double median_error(const float *got, const double *expected, int first, int vocab) {
+    double errors[TOKENS] = {0};
+    got += first * vocab;
+    expected += first * vocab;
+    for (int t = first; t < TOKENS; t++) {
         double error = 0, length = 0;
         for (int i = 0; i < vocab; i++, got++, expected++) {
             error += (*got - *expected) * (*got - *expected);
@@ -325,8 +330,8 @@ static double median_error(const float *got, const double *expected, int vocab) 
         errors[t] = sqrt(error / length);
         if (!(errors[t] >= 0)) return INFINITY;
     }
-    qsort(errors, TOKENS, sizeof *errors, by_value);
-    return errors[TOKENS / 2];
+    qsort(errors + first, (size_t)(TOKENS - first), sizeof *errors, by_value);
+    return errors[(first + TOKENS) / 2];
 }
 
 /* Sizes that leave ragged groups and odd factors; GQA; biases; norms; tied or not. */
@@ -358,8 +363,8 @@ static void compare(runner *r, const qm_model *m, const char *isa, int kv_bits, 
     for (size_t i = 0; i < sizeof spans / sizeof *spans; i++) {
         if (kv_bits >= 16 && i) break;
         run_reference(m, kv_bits, spans[i], NO_MISTAKE, tokens, expected);
-        double error = median_error(run_all(r, tokens, spans[i]), expected, s->vocab);
-        if (!(error < bound)) {
+        double error = median_error(run_all(r, tokens, spans[i]), expected, 0, s->vocab);
+        if (!(error < bounds[s->activation_bits == 8])) {
             fail_msg("%s %s W%dA%dKV%d span %d on %s: error %g", s->base, s->type, s->weight_bits, s->activation_bits,
                      kv_bits, spans[i], isa, error);
         }
@@ -402,6 +407,7 @@ static bool matters(const qm_spec *s, mistake wrong) {
 
 static void every_mistake_in_the_order_is_noticed(void **state) {
     (void)state;
+    const int span = 16; /* the rows after it count, as the others do not see low-bit keys */
     scratch_make();
     for (size_t shape = 0; shape < sizeof shapes / sizeof *shapes; shape++) {
         qm_spec spec = spec_of(shape, 0);
@@ -411,13 +417,13 @@ static void every_mistake_in_the_order_is_noticed(void **state) {
         qm_write(m);
         runner r = open_runner("auto", 2, 0);
         assert_int_equal(r.kv_bits, spec.kv_bits);
-        const float *logits = run_all(&r, tokens, spans[3]);
+        const float *logits = run_all(&r, tokens, span);
         double *expected = test_alloc(TOKENS * (size_t)spec.vocab * sizeof *expected);
         for (int wrong = NO_MISTAKE + 1; wrong < MISTAKES; wrong++) {
             if (!matters(&spec, (mistake)wrong)) continue;
-            run_reference(m, spec.kv_bits, spans[3], (mistake)wrong, tokens, expected);
-            double error = median_error(logits, expected, spec.vocab);
-            if (!(error > 4 * bound)) fail_msg("%s %s: mistake %d gives %g", spec.base, spec.type, wrong, error);
+            run_reference(m, spec.kv_bits, span, (mistake)wrong, tokens, expected);
+            double error = median_error(logits, expected, span, spec.vocab);
+            if (!(error > 50 * bounds[0])) fail_msg("%s %s: mistake %d gives %g", spec.base, spec.type, wrong, error);
         }
         free(expected);
         close_runner(&r);
