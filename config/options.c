@@ -75,6 +75,14 @@ static cfg_option find_option(cfg_command command, const char *name, size_t leng
     return found;
 }
 
+/* The same for a configuration file's key: a setting, also where the command has a flag of its own with this name. */
+static cfg_option find_setting(const char *name, cfg_command command) {
+    for (cfg_option option = 0; option < CFG_OPTION_COUNT; option++) {
+        if (cfg_table[option].environment && !strcmp(cfg_table[option].name, name)) return option;
+    }
+    return find_option(command, name, strlen(name));
+}
+
 /* "; did you mean --port?" for the nearest of the names (which all have `prefix` before them), or "". */
 static const char *suggest(const char *prefix, const char *word, const char *const *names, size_t count, char *text,
                            size_t size) {
@@ -103,7 +111,7 @@ static bis_status refuse_key(const cfg_options *options, int line, const char *n
 
 static bis_status take_file_setting(void *user, int line, const char *name, const char *value, bis_error *error) {
     cfg_options *options = user;
-    cfg_option option = find_option(options->command, name, strlen(name));
+    cfg_option option = find_setting(name, options->command);
     bool known = option != CFG_OPTION_COUNT;
     if (!known || !cfg_table[option].environment || option == CFG_OPTION_config) {
         return refuse_key(options, line, name, known, error);
@@ -305,7 +313,8 @@ static bis_status check_eval(const cfg_options *options, bis_error *error) {
         {!text && options->reference, "--reference goes with --task perplexity"},
         {!text && context, "--context goes with --task perplexity"},
         {facts && options->prompt_file, "--prompt is not for facts: their system messages are the prompt"},
-        {facts && !strcmp(options->eval_prompt_kv, "none"), "facts stand in the prompt: --prompt-kv none leaves them out"},
+        {facts && !strcmp(options->eval_prompt_kv, "none"),
+         "facts stand in the prompt: --prompt-kv none leaves them out"},
         {!facts && prompt_kv && !options->prompt_file, "--prompt-kv goes with --prompt FILE"},
     };
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs && !status; i++) {

@@ -14,9 +14,12 @@ int ev_argmax(const float *logits, int vocab) {
 }
 
 double ev_log_sum(const float *logits, int vocab) {
-    double largest = (double)logits[ev_argmax(logits, vocab)], sum = 0;
-    for (int i = 0; i < vocab; i++) sum += exp((double)logits[i] - largest);
-    return largest + log(sum);
+    int best = ev_argmax(logits, vocab);
+    double largest = (double)logits[best], others = 0;
+    for (int i = 0; i < vocab; i++) {
+        if (i != best) others += exp((double)logits[i] - largest);
+    }
+    return largest + log1p(others);
 }
 
 double ev_kl(const float *reference, double reference_sum, const float *logits, double sum, int vocab) {
