@@ -12,6 +12,7 @@ int cli_info(const cfg_options *options);
 int cli_tokenize(const cfg_options *options);
 int cli_bench(const cfg_options *options);
 int cli_eval(const cfg_options *options);
+int cli_quantize(const cfg_options *options);
 int cli_health(const cfg_options *options);
 
 /* Prints "bisup: <text>" to standard error and returns 1. */

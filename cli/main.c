@@ -51,6 +51,7 @@ static int run(cfg_command command, const cfg_options *options) {
     case CFG_TOKENIZE: return cli_tokenize(options);
     case CFG_BENCH: return cli_bench(options);
     case CFG_EVAL: return cli_eval(options);
+    case CFG_QUANTIZE: return cli_quantize(options);
     case CFG_HEALTH: return cli_health(options);
     case CFG_COMMAND_COUNT: break;
     }
@@ -59,6 +60,7 @@ static int run(cfg_command command, const cfg_options *options) {
 
 int main(int argc, char **argv) {
     signal(SIGPIPE, SIG_IGN); /* a reader that went away is an error to report, not a reason to die */
+    signal(SIGXFSZ, SIG_IGN); /* so is a file that may not grow */
     if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
         cfg_print_commands(argc < 2 ? stderr : stdout);
         return argc < 2 ? 2 : 0;

@@ -14,6 +14,7 @@ typedef enum cfg_kind {
     CFG_SIZE,
     CFG_FLOAT,
     CFG_BOOL,
+    CFG_BITS,
     CFG_INTS,
     CFG_STRINGS
 } cfg_kind;

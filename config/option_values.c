@@ -14,10 +14,11 @@
 #define TOKENIZE (1u << CFG_TOKENIZE)
 #define BENCH (1u << CFG_BENCH)
 #define EVAL (1u << CFG_EVAL)
+#define QUANTIZE (1u << CFG_QUANTIZE)
 #define HEALTH (1u << CFG_HEALTH)
 #define ENGINE_COMMANDS (SERVE | GENERATE | BENCH | EVAL)
-#define CLIENT_COMMANDS (GENERATE | INFO | TOKENIZE | BENCH | EVAL)
-#define MODEL_COMMANDS (ENGINE_COMMANDS | INFO | TOKENIZE)
+#define CLIENT_COMMANDS (GENERATE | INFO | TOKENIZE | BENCH | EVAL | QUANTIZE)
+#define MODEL_COMMANDS (ENGINE_COMMANDS | INFO | TOKENIZE | QUANTIZE)
 #define ALL_COMMANDS (MODEL_COMMANDS | HEALTH)
 
 const cfg_entry cfg_table[CFG_OPTION_COUNT] = {
@@ -153,6 +154,7 @@ bool cfg_value_parse(const cfg_entry *entry, const char *text, void *field) {
     case CFG_SIZE: return read_size(entry, text, field);
     case CFG_FLOAT: return read_float(entry, text, field);
     case CFG_BOOL: return read_bool(text, field);
+    case CFG_BITS: return cfg_bits_parse(text, field);
     case CFG_INTS: return read_ints(entry, text, field);
     case CFG_STRINGS: return add_string(entry, text, field);
     }
@@ -195,6 +197,7 @@ void cfg_value_describe(const cfg_entry *entry, char *out, size_t size) {
     switch (entry->kind) {
     case CFG_STRING: snprintf(out, size, "a text"); break;
     case CFG_BOOL: snprintf(out, size, "true or false"); break;
+    case CFG_BITS: snprintf(out, size, "%s", cfg_bits_accepted()); break;
     case CFG_CHOICE: describe_words(entry->hint, out, size); break;
     case CFG_INT:
         if (strchr(entry->hint, '|')) describe_words(entry->hint, out, size);

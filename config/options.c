@@ -45,7 +45,7 @@ const char *cfg_option_source(const cfg_options *options, cfg_option option, cha
 static bis_status set_option(cfg_options *options, cfg_option option, cfg_origin origin, int line, const char *value,
                              bis_error *error) {
     const cfg_entry *entry = &cfg_table[option];
-    char source[256], wanted[128];
+    char source[256], wanted[192];
     describe_source(option, origin, options->config ? options->config : "", line, source, sizeof source);
     if (!*value && origin != CFG_FROM_FLAG) {
         return bis_fail(error, BIS_ERR_INVALID, "%s is empty; give it a value or remove it", source);
@@ -63,12 +63,24 @@ static bis_status set_option(cfg_options *options, cfg_option option, cfg_origin
     return BIS_OK;
 }
 
-static cfg_option find_option(const char *name, size_t length) {
+/* Of two options with one name, the one that the command takes. */
+static cfg_option find_option(cfg_command command, const char *name, size_t length) {
+    cfg_option found = CFG_OPTION_COUNT;
     for (cfg_option option = 0; option < CFG_OPTION_COUNT; option++) {
         const char *known = cfg_table[option].name;
-        if (strlen(known) == length && !memcmp(known, name, length)) return option;
+        if (strlen(known) != length || memcmp(known, name, length) != 0) continue;
+        if (belongs_to(option, command)) return option;
+        if (found == CFG_OPTION_COUNT) found = option;
     }
-    return CFG_OPTION_COUNT;
+    return found;
+}
+
+/* The same for a configuration file's key: a setting, also where the command has a flag of its own with this name. */
+static cfg_option find_setting(const char *name, cfg_command command) {
+    for (cfg_option option = 0; option < CFG_OPTION_COUNT; option++) {
+        if (cfg_table[option].environment && !strcmp(cfg_table[option].name, name)) return option;
+    }
+    return find_option(command, name, strlen(name));
 }
 
 /* "; did you mean --port?" for the nearest of the names (which all have `prefix` before them), or "". */
@@ -99,7 +111,7 @@ static bis_status refuse_key(const cfg_options *options, int line, const char *n
 
 static bis_status take_file_setting(void *user, int line, const char *name, const char *value, bis_error *error) {
     cfg_options *options = user;
-    cfg_option option = find_option(name, strlen(name));
+    cfg_option option = find_setting(name, options->command);
     bool known = option != CFG_OPTION_COUNT;
     if (!known || !cfg_table[option].environment || option == CFG_OPTION_config) {
         return refuse_key(options, line, name, known, error);
@@ -203,15 +215,22 @@ static bis_status take_flag(cfg_options *options, const char *argument, const ch
     const char *equals = strchr(name, '=');
     size_t length = equals ? (size_t)(equals - name) : strlen(name);
     const char *value = equals ? equals + 1 : NULL;
-    cfg_option option = find_option(name, length);
+    cfg_option option = find_option(options->command, name, length);
+    bool take_back = false;
     *taken = 1;
     if (option == CFG_OPTION_COUNT && !value && !strncmp(name, "no-", 3)) {
-        option = find_option(name + 3, length - 3);
+        option = find_option(options->command, name + 3, length - 3);
+        take_back = option != CFG_OPTION_COUNT && cfg_table[option].kind == CFG_STRING;
         value = "false";
-        if (option != CFG_OPTION_COUNT && cfg_table[option].kind != CFG_BOOL) option = CFG_OPTION_COUNT;
+        if (option != CFG_OPTION_COUNT && cfg_table[option].kind != CFG_BOOL && !take_back) option = CFG_OPTION_COUNT;
     }
     if (option == CFG_OPTION_COUNT) return refuse_flag(options->command, name, length, error);
     if (!belongs_to(option, options->command)) return refuse_for_command(option, options->command, error);
+    if (take_back) {
+        *(const char **)field_of(options, option) = NULL;
+        options->origin[option] = CFG_FROM_FLAG;
+        return BIS_OK;
+    }
     if (!value && cfg_table[option].kind == CFG_BOOL) value = "true";
     if (!value) {
         if (!next || !strncmp(next, "--", 2)) {
@@ -229,7 +248,15 @@ static bis_status take_word(cfg_options *options, const char *word, bis_error *e
     if (!belongs_to(CFG_OPTION_model, options->command)) {
         return bis_fail(error, BIS_ERR_INVALID, "unexpected argument '%.*s'; try --help", SHOWN_TEXT, word);
     }
-    if (options->origin[CFG_OPTION_model] == CFG_FROM_FLAG) {
+    bool has_model = options->origin[CFG_OPTION_model] == CFG_FROM_FLAG;
+    if (has_model && belongs_to(CFG_OPTION_out, options->command)) {
+        if (!options->out) return set_option(options, CFG_OPTION_out, CFG_FROM_FLAG, 0, word, error);
+        return bis_fail(error, BIS_ERR_INVALID,
+                        "unexpected argument '%.*s' after the model '%.*s' and the folder to "
+                        "write '%.*s'; try --help",
+                        SHOWN_TEXT, word, SHOWN_TEXT, options->model, SHOWN_TEXT, options->out);
+    }
+    if (has_model) {
         return bis_fail(error, BIS_ERR_INVALID,
                         "two models are given, '%.*s' and '%.*s'; give one (and put quotes "
                         "around a text with spaces)",
@@ -270,6 +297,32 @@ static bis_status refuse_pair(bool wrong, const char *why, bis_error *error) {
     return wrong ? bis_fail(error, BIS_ERR_INVALID, "%s", why) : BIS_OK;
 }
 
+static bis_status check_eval(const cfg_options *options, bis_error *error) {
+    bool text = !strcmp(options->task, "perplexity"), facts = !strcmp(options->task, "facts");
+    bool prompt_kv = cfg_option_given(options, CFG_OPTION_eval_prompt_kv);
+    bool context = cfg_option_given(options, CFG_OPTION_context);
+    bis_status status = BIS_OK;
+    if (text) status = require(options->text != NULL, "--text FILE", CFG_EVAL, error);
+    else status = require(options->data != NULL, "--data PATH for this task", CFG_EVAL, error);
+    const struct {
+        bool wrong;
+        const char *why;
+    } pairs[] = {
+        {text && options->data, "--data is for the questions of --task; the text to predict is --text"},
+        {!text && options->text, "--text is for perplexity; the questions of --task are --data"},
+        {!text && options->reference, "--reference goes with --task perplexity"},
+        {!text && context, "--context goes with --task perplexity"},
+        {facts && options->prompt_file, "--prompt is not for facts: their system messages are the prompt"},
+        {facts && !strcmp(options->eval_prompt_kv, "none"),
+         "facts stand in the prompt: --prompt-kv none leaves them out"},
+        {!facts && prompt_kv && !options->prompt_file, "--prompt-kv goes with --prompt FILE"},
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs && !status; i++) {
+        status = refuse_pair(pairs[i].wrong, pairs[i].why, error);
+    }
+    return status;
+}
+
 static bis_status check_command(const cfg_options *options, bis_error *error) {
     cfg_command command = options->command;
     bool model = options->model != NULL;
@@ -289,7 +342,14 @@ static bis_status check_command(const cfg_options *options, bis_error *error) {
         status = require(options->prompt != NULL, "--prompt TEXT", command, error);
         if (!status) status = refuse_pair(options->system && !options->chat, "--system goes with --chat", error);
     }
-    if (!status && command == CFG_EVAL) status = require(options->text != NULL, "--text FILE", command, error);
+    if (!status && command == CFG_EVAL) status = check_eval(options, error);
+    if (!status && command == CFG_QUANTIZE) {
+        bool calibrates = strcmp(options->method, "rtn") != 0;
+        status = require(options->out != NULL, "OUT, the folder to write, after the model", command, error);
+        if (!status && calibrates) {
+            status = require(options->calibration != NULL, "--calibration FILE (all methods but rtn)", command, error);
+        }
+    }
     return status;
 }
 

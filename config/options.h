@@ -19,6 +19,7 @@
 #include <stdio.h>
 
 #include "common/status.h"
+#include "config/bits.h"
 
 /* ---- Commands -------------------------------------------------------------------------------- */
 
@@ -29,6 +30,7 @@ typedef enum cfg_command {
     CFG_TOKENIZE,
     CFG_BENCH,
     CFG_EVAL,
+    CFG_QUANTIZE,
     CFG_HEALTH, /* asks a running server's /health; exit status 0 when it answers 200 */
     CFG_COMMAND_COUNT
 } cfg_command;
@@ -70,6 +72,7 @@ typedef enum cfg_option {
 #define CFG_TYPE_SIZE uint64_t
 #define CFG_TYPE_FLOAT double
 #define CFG_TYPE_BOOL bool
+#define CFG_TYPE_BITS cfg_bits
 #define CFG_TYPE_INTS cfg_ints
 #define CFG_TYPE_STRINGS cfg_strings
 
@@ -92,8 +95,10 @@ typedef struct cfg_options {
 
 /* Reads all sources for `command`. argv[0..argc) are the arguments after the command's name:
  * `--name value`, `--name=value`, `--flag`, `--no-flag`, `--help` or `-h`, at most one other word, which is
- * the model folder, and `--`, after which everything is such a word. The last of repeated flags wins.
- * Also checks what the command cannot do without (a model; a prompt for generate; a text for eval).
+ * the model folder (quantize takes a second, the folder to write), and `--`, after which everything is such a
+ * word. The last of repeated flags wins.
+ * Also checks what the command cannot do without (a model; a prompt for generate; a text for eval; an OUT and a
+ * calibration text for quantize).
  * String fields point into argv, the environment, static text or memory owned by *out: argv and the
  * environment must outlive it. On success call cfg_options_free; on failure *out is unchanged.
  * BIS_ERR_INVALID for a wrong option or value, BIS_ERR_FORMAT for a malformed file, and the codes of

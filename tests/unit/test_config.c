@@ -99,10 +99,14 @@ static void every_environment_name_follows_from_the_option_name(void **state) {
     }
 }
 
-static void option_names_are_unique(void **state) {
+static void option_names_are_unique_in_a_command_and_among_settings(void **state) {
     (void)state;
     for (int a = 0; a < CFG_OPTION_COUNT; a++) {
-        for (int b = 0; b < a; b++) assert_string_not_equal(cfg_table[a].name, cfg_table[b].name);
+        for (int b = 0; b < a; b++) {
+            bool settings = cfg_table[a].environment && cfg_table[b].environment;
+            bool together = settings || (cfg_table[a].commands & cfg_table[b].commands);
+            if (together) assert_string_not_equal(cfg_table[a].name, cfg_table[b].name);
+        }
     }
 }
 
@@ -259,6 +263,23 @@ static void files_may_have_comments_blanks_and_any_line_ends(void **state) {
     cfg_options_free(&options);
 }
 
+static void a_setting_is_not_a_flag_of_the_same_name(void **state) {
+    (void)state;
+    static const char text[] = "prompt-kv = low\n";
+    cfg_options options;
+    write_file(text, strlen(text));
+    assert_loads(CFG_SERVE, ARGS("m", "--config", file_path), &options);
+    assert_string_equal(options.prompt_kv, "low");
+    cfg_options_free(&options);
+    assert_loads(CFG_EVAL, ARGS("m", "--text", "t", "--config", file_path), &options);
+    assert_string_equal(options.eval_prompt_kv, "all");
+    cfg_options_free(&options);
+    assert_loads(CFG_EVAL, ARGS("m", "--text", "t", "--prompt", "p", "--prompt-kv", "none"), &options);
+    assert_string_equal(options.eval_prompt_kv, "none");
+    assert_string_equal(options.prompt_kv, "fp16");
+    cfg_options_free(&options);
+}
+
 static void wrong_files_are_refused_with_their_line(void **state) {
     (void)state;
     static const char *const cases[][2] = {
@@ -408,9 +429,88 @@ static void wrong_flags_are_refused_with_the_nearest_name(void **state) {
         {CFG_BENCH, {NULL}, "bench needs a model folder or --shape CONFIG.json; try: bisup bench --help"},
         {CFG_BENCH, {"m", "--shape=s"}, "give a model or --shape, not both"},
         {CFG_BENCH, {"m", "--type=f32"}, "--type is for the random weights of --shape"},
+        {CFG_QUANTIZE, {"m"}, "quantize needs OUT, the folder to write, after the model; try: bisup quantize --help"},
+        {CFG_QUANTIZE,
+         {"m", "o"},
+         "quantize needs --calibration FILE (all methods but rtn); try: bisup quantize --help"},
+        {CFG_QUANTIZE,
+         {"m", "o", "p"},
+         "unexpected argument 'p' after the model 'm' and the folder to write 'o'; try --help"},
+        {CFG_QUANTIZE,
+         {"m", "o", "--bits=W5A4KV4"},
+         "--bits is 'W5A4KV4', but must be such as W4A4KV4: W and A with 3, 4, 8 or 16, KV with 2, 3, 4, 8 or 16 (16: "
+         "not quantized)"},
+        {CFG_QUANTIZE,
+         {"m", "o", "--method=awq"},
+         "--method is 'awq', but must be rtn, gptq, atom, quarot, bisup-atom or bisup-quarot"},
+        {CFG_QUANTIZE, {"m", "o", "--group=16"}, "--group is '16', but must be 32, 64 or 128"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         assert_refused(cases[i].command, cases[i].arguments, cases[i].expected);
+    }
+}
+
+static void quantize_takes_two_folders(void **state) {
+    (void)state;
+    cfg_options options;
+    assert_loads(CFG_QUANTIZE, ARGS("in", "--method", "rtn", "out", "--bits", "W3A16KV2"), &options);
+    assert_string_equal(options.model, "in");
+    assert_string_equal(options.out, "out");
+    assert_string_equal(options.method, "rtn");
+    assert_int_equal(options.bits.weight, 3);
+    assert_int_equal(options.bits.activation, 16);
+    assert_int_equal(options.bits.kv, 2);
+    assert_true(options.clip && options.smooth && options.low_rank && options.gptq);
+    cfg_options_free(&options);
+    assert_loads(CFG_QUANTIZE, ARGS("--out=o", "m", "--calibration", "t", "--no-low-rank"), &options);
+    assert_string_equal(options.out, "o");
+    assert_string_equal(options.method, "bisup-quarot");
+    assert_false(options.low_rank);
+    cfg_options_free(&options);
+}
+
+static void a_name_can_mean_different_things_to_commands(void **state) {
+    (void)state;
+    cfg_options options;
+    assert_loads(CFG_QUANTIZE, ARGS("m", "o", "--calibration", "t", "--prompt", "file"), &options);
+    assert_string_equal(options.prompt_file, "file");
+    assert_null(options.prompt);
+    cfg_options_free(&options);
+    assert_loads(CFG_GENERATE, ARGS("m", "--prompt", "text"), &options);
+    assert_string_equal(options.prompt, "text");
+    assert_null(options.prompt_file);
+    cfg_options_free(&options);
+}
+
+static void a_text_can_be_taken_back(void **state) {
+    (void)state;
+    cfg_options options;
+    assert_loads(CFG_QUANTIZE, ARGS("m", "o", "--calibration", "t", "--prompt", "file", "--no-prompt"), &options);
+    assert_null(options.prompt_file);
+    cfg_options_free(&options);
+    setenv("BISUP_API_KEY_FILE", "keys", 1);
+    assert_loads(CFG_SERVE, ARGS("m", "--no-api-key-file"), &options);
+    assert_null(options.api_key_file);
+    cfg_options_free(&options);
+}
+
+static void bits_are_read_strictly(void **state) {
+    (void)state;
+    static const char *const good[] = {"W3A3KV2", "W4A4KV4", "W8A8KV8", "W16A16KV16", "W16A4KV3"};
+    static const char *const bad[] = {"",          "W4",       "W4A4",     "W4A4KV",   "W5A4KV4",  "W2A4KV4",
+                                      "W4A2KV4",   "W4A4KV5",  "w4a4kv4",  "W04A4KV4", "W4A4KV4 ", " W4A4KV4",
+                                      "W4 A4KV4",  "W4A4KV44", "A4W4KV4",  "W4A4K4",   "W4A4KV-4", "W+4A4KV4",
+                                      "W4A4KV4W4", "W1A6KV4",  "W161A4KV4"};
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        cfg_bits bits;
+        char text[CFG_BITS_TEXT_MAX];
+        if (!cfg_bits_parse(good[i], &bits)) fail_msg("%s", good[i]);
+        assert_string_equal(cfg_bits_text(&bits, text), good[i]);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        cfg_bits bits = {1, 2, 3};
+        if (cfg_bits_parse(bad[i], &bits)) fail_msg("%s was read", bad[i]);
+        assert_true(bits.weight == 1 && bits.activation == 2 && bits.kv == 3);
     }
 }
 
@@ -595,9 +695,10 @@ static void help_names_every_option_of_its_command(void **state) {
         assert_int_equal(fclose(stream), 0);
         for (int option = 0; option < CFG_OPTION_COUNT; option++) {
             const cfg_entry *entry = &cfg_table[option];
-            char flag[64];
+            char flag[96];
             bool on = entry->kind == CFG_BOOL && !strcmp(entry->default_text, "true");
-            snprintf(flag, sizeof flag, "  --%s%s%s", on ? "[no-]" : "", entry->name, " ");
+            snprintf(flag, sizeof flag, "  --%s%s %s%s", on ? "[no-]" : "", entry->name, entry->hint,
+                     *entry->hint ? "" : " ");
             bool shown = strstr(text, flag) != NULL, expected = entry->commands >> command & 1;
             if (shown != expected) fail_msg("help of %s and %s", cfg_command_name((cfg_command)command), flag);
         }
@@ -612,7 +713,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(every_default_is_a_valid_value),
         TEST(every_environment_name_follows_from_the_option_name),
-        TEST(option_names_are_unique),
+        TEST(option_names_are_unique_in_a_command_and_among_settings),
         TEST(defaults_are_those_of_the_table),
         TEST(the_example_file_holds_the_defaults),
         TEST(a_flag_wins_over_environment_over_file_over_default),
@@ -622,6 +723,7 @@ int main(void) {
         TEST(variables_of_kubernetes_service_links_are_no_settings),
         TEST(wrong_variables_are_refused_with_the_nearest_name),
         TEST(files_may_have_comments_blanks_and_any_line_ends),
+        TEST(a_setting_is_not_a_flag_of_the_same_name),
         TEST(wrong_files_are_refused_with_their_line),
         TEST(a_line_is_never_cut),
         TEST(a_missing_file_is_named),
@@ -630,6 +732,10 @@ int main(void) {
         TEST(all_forms_of_flags_are_read),
         TEST(a_repeated_stop_is_collected),
         TEST(wrong_flags_are_refused_with_the_nearest_name),
+        TEST(quantize_takes_two_folders),
+        TEST(a_name_can_mean_different_things_to_commands),
+        TEST(a_text_can_be_taken_back),
+        TEST(bits_are_read_strictly),
         TEST(a_very_long_name_is_refused_in_one_line),
         TEST(help_needs_nothing_else),
         TEST(sizes_take_suffixes),
