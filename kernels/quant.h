@@ -5,13 +5,14 @@
  * row (the last group may be shorter); the last `outliers` columns (Atom) are INT8, one scale a row.
  *   symmetric   w = code * scale, code in [-2^(b-1), 2^(b-1) - 1], stored as code + 2^(b-1)
  *   asymmetric  w = (code - zero) * scale, code and zero in [0, 2^b - 1]
- * Scales are F16. On disk and in kn_qweight codes are a little-endian bit stream: element i of a row occupies
- * bits [i*b, (i+1)*b) of the row; each row starts at a byte.
+ * Scales are F16, rounded up, so that a whole range stays within half a step. On disk and in kn_qweight codes are a
+ * little-endian bit stream: element i of a row occupies bits [i*b, (i+1)*b) of the row; each row starts at a byte.
  *
  * Activations (one row = one token): symmetric, one F32 scale a token and group of the same columns; the outlier
  * columns are one INT8 group. bits 16: not quantized (F32 stays F32).
  *
- * KV cache: asymmetric, one F16 scale and F16 minimum a token and head: x = code * scale + minimum.
+ * KV cache: asymmetric, one F16 scale (rounded up) and F16 minimum (rounded down) a token and head:
+ * x = code * scale + minimum.
  *
  * A quantized product is exact inside a group: sum of int8 * int8 in int32. Groups are added in rising order as
  * acc = fmaf((float)dot, x_scale * w_scale, acc), the outlier group last. So the order depends on the shape alone.
@@ -84,6 +85,9 @@ float kn_weight_decode(const kn_qweight *weight, int row, int col);
 void kn_weight_decode_row(const kn_qweight *weight, int row, float *out);
 /* A whole row as integers [cols]: code (symmetric) or code - zero (asymmetric, within -255..255), outliers last. */
 void kn_weight_decode_codes(const kn_qweight *weight, int row, int16_t *out);
+/* Columns [first, first + count) of what the two above give; a `first` among the low-bit columns is a multiple of 8. */
+void kn_weight_decode_part(const kn_qweight *weight, int row, int first, int count, float *out);
+void kn_weight_decode_codes_part(const kn_qweight *weight, int row, int first, int count, int16_t *out);
 
 /* ---- Activations ----------------------------------------------------------------------------- */
 
@@ -97,6 +101,11 @@ typedef struct kn_act_format {
 /* One row: codes int8 [cols], scales F32 [kn_weight_groups + (outliers > 0)]. bits must have an entry. A group of
  * zeros gets scale 1. code = clamp(rint(x / scale)). */
 void kn_act_encode(const kn_act_format *format, const float *x, int cols, int8_t *codes, float *scales);
+/* The same of x[order[0]], x[order[1]], ... (order NULL: x). */
+void kn_act_encode_ordered(const kn_act_format *format, const float *x, const int32_t *order, int cols, int8_t *codes,
+                           float *scales);
+/* Scales of a row: kn_weight_groups + (outliers > 0). */
+int kn_act_groups(const kn_act_format *format, int cols);
 
 /* ---- KV cache -------------------------------------------------------------------------------- */
 
