@@ -22,10 +22,10 @@ typedef struct bench {
     kn_backend *backend;
     rt_kv_pages *pages;
     rt_forward *forward;
-    int context, max_batch, max_rows;
+    int context, max_batch, max_rows, kv_bits;
     int32_t *tokens, *positions, *wanted; /* [max_rows] */
     const int32_t **tables;               /* [max_rows] */
-    int32_t *page_numbers;                /* [max_batch][pages of the context] */
+    int32_t *page_numbers; /* [max_batch][pages of the context]; of one kind, as there is no prompt span */
 } bench;
 
 typedef struct bench_case {
@@ -65,9 +65,14 @@ static bis_status allocate(bench *b, bis_error *error) {
         if (options->batch.values[i] > b->max_batch) b->max_batch = options->batch.values[i];
     }
     b->max_rows = options->prefill_chunk > b->max_batch ? options->prefill_chunk : b->max_batch;
-    int per_sequence = rt_kv_pages_for(b->context), pages = per_sequence * b->max_batch;
-    bis_status status = kn_cpu_open(options->threads, options->cpu_isa, b->context, 0, &b->backend, error);
-    if (!status) status = rt_kv_pages_open(b->config, options->kv_bits, pages, &b->pages, error);
+    bis_status status = rt_kv_bits(b->config, options->kv_bits, &b->kv_bits, error);
+    if (status) return status;
+    rt_kv_count one = rt_kv_pages_need(b->kv_bits, 0, b->context);
+    rt_kv_count all = {one.full * b->max_batch, one.low * b->max_batch};
+    int pages = all.full + all.low;
+    status = kn_cpu_open(options->threads, options->cpu_isa, b->context, rt_kv_low_head_dim(b->config, b->kv_bits),
+                         &b->backend, error);
+    if (!status) status = rt_kv_pages_open(b->config, b->kv_bits, all, &b->pages, error);
     if (!status) {
         status = rt_forward_open(b->model, b->backend, b->max_rows, b->max_batch, b->context, &b->forward, error);
     }
@@ -81,7 +86,7 @@ static bis_status allocate(bench *b, bis_error *error) {
     if (!b->tokens || !b->positions || !b->wanted || !b->tables || !b->page_numbers) {
         return bis_fail(error, BIS_ERR_NOMEM, "no memory for the benchmark");
     }
-    rt_kv_pages_take(b->pages, pages, b->page_numbers);
+    rt_kv_pages_take(b->pages, all, b->page_numbers);
     return BIS_OK;
 }
 
@@ -116,7 +121,7 @@ static void prefill(bench *b, int sequence) {
             b->tables[i] = pages_of(b, sequence);
         }
         b->wanted[0] = count - 1;
-        rt_batch batch = {{count, b->positions, b->tables}, b->tokens, b->wanted, first + count == total};
+        rt_batch batch = {{count, b->positions, b->tables, NULL}, b->tokens, b->wanted, first + count == total};
         rt_forward_run(b->forward, rt_kv_pages_cache(b->pages), &batch);
     }
 }
@@ -137,7 +142,7 @@ static void decode(bench *b, int batch_size) {
     }
     for (int step = 0; step < b->options->generate; step++) {
         for (int i = 0; i < batch_size; i++) b->positions[i] = b->options->prompt_tokens + step;
-        rt_batch batch = {{batch_size, b->positions, b->tables}, b->tokens, b->wanted, batch_size};
+        rt_batch batch = {{batch_size, b->positions, b->tables, NULL}, b->tokens, b->wanted, batch_size};
         const float *logits = rt_forward_run(b->forward, rt_kv_pages_cache(b->pages), &batch);
         for (int i = 0; i < batch_size; i++) {
             b->tokens[i] = greedy(logits + (size_t)i * (size_t)b->config->vocab, b->config->vocab);
@@ -172,7 +177,7 @@ static uint64_t bytes_per_token(const bench *b) {
         weights -= (uint64_t)embedding.rows * (uint64_t)embedding.cols * kn_type_bytes(embedding.type);
     }
     uint64_t tokens = (uint64_t)b->options->prompt_tokens + (uint64_t)b->options->generate / 2;
-    return weights + tokens * rt_kv_page_bytes(b->config, b->options->kv_bits) / KN_PAGE_TOKENS;
+    return weights + tokens * rt_kv_token_bytes(b->config, b->kv_bits);
 }
 
 static void print_case(const bench *b, const bench_case *c, bool first, bis_buf *out) {
@@ -202,11 +207,11 @@ static int run_cases(bench *b) {
         bis_buf_printf(
             &out, ",\"type\":\"%s\",\"parameters\":%llu,\"backend\":\"%s\",\"threads\":%d,\"kv_bits\":%d,\"cases\":[",
             rt_model_type_name(b->model), (unsigned long long)rt_model_parameters(b->model), b->backend->name,
-            b->backend->threads, options->kv_bits);
+            b->backend->threads, b->kv_bits);
     } else {
-        bis_buf_printf(&out, "%s: %.1f M parameters, %s; %s, %d threads; prompt %d, generate %d, KV F%d\n", name,
+        bis_buf_printf(&out, "%s: %.1f M parameters, %s; %s, %d threads; prompt %d, generate %d, %d-bit KV\n", name,
                        (double)rt_model_parameters(b->model) / 1e6, rt_model_type_name(b->model), b->backend->name,
-                       b->backend->threads, options->prompt_tokens, options->generate, options->kv_bits);
+                       b->backend->threads, options->prompt_tokens, options->generate, b->kv_bits);
         bis_buf_printf(&out, "batch  prefill tokens/s  decode tokens/s  weights and KV read\n");
     }
     bis_progress progress;

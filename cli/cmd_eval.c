@@ -29,7 +29,7 @@ typedef struct evaluation {
     rt_kv_pages *pages;
     rt_forward *forward;
     rt_tokens tokens;
-    int context;
+    int context, kv_bits;
     int32_t *page_numbers; /* of one window */
     double nll;            /* sum over scored tokens */
     uint64_t scored;
@@ -46,16 +46,17 @@ static bis_status open_all(evaluation *e, bis_error *error) {
         return bis_fail(error, BIS_ERR_INVALID, "context is %d: use 2 to %d for this model", e->context,
                         e->config->context);
     }
-    status = kn_cpu_open(options->threads, options->cpu_isa, e->context, 0, &e->backend, error);
-    if (!status) {
-        status = rt_kv_pages_open(e->config, options->kv_bits, rt_kv_pages_for(e->context), &e->pages, error);
-    }
+    status = rt_kv_bits(e->config, options->kv_bits, &e->kv_bits, error);
+    if (status) return status;
+    rt_kv_count pages = rt_kv_pages_need(e->kv_bits, 0, e->context);
+    status = kn_cpu_open(options->threads, options->cpu_isa, e->context, rt_kv_low_head_dim(e->config, e->kv_bits),
+                         &e->backend, error);
+    if (!status) status = rt_kv_pages_open(e->config, e->kv_bits, pages, &e->pages, error);
     if (!status) status = rt_forward_open(e->model, e->backend, LOGIT_ROWS, LOGIT_ROWS, e->context, &e->forward, error);
     if (status) return status;
-    int count = rt_kv_pages_for(e->context);
-    e->page_numbers = bis_calloc((size_t)count, sizeof *e->page_numbers);
+    e->page_numbers = bis_calloc((size_t)pages.full + (size_t)pages.low, sizeof *e->page_numbers);
     if (!e->page_numbers) return bis_fail(error, BIS_ERR_NOMEM, "no memory for the evaluation");
-    rt_kv_pages_take(e->pages, count, e->page_numbers);
+    rt_kv_pages_take(e->pages, pages, e->page_numbers);
     return BIS_OK;
 }
 
@@ -92,7 +93,7 @@ static void score_rows(evaluation *e, size_t window, int first, int count, int w
         tables[i] = e->page_numbers;
     }
     const int32_t *ids = e->tokens.ids + window;
-    rt_batch batch = {{count, positions, tables}, ids + first, wanted, count};
+    rt_batch batch = {{count, positions, tables, NULL}, ids + first, wanted, count};
     const float *logits = rt_forward_run(e->forward, rt_kv_pages_cache(e->pages), &batch);
     for (int i = 0; i < count && first + i + 1 < window_tokens; i++, logits += e->config->vocab) {
         e->nll += rt_logits_log_sum(logits, e->config->vocab) - (double)logits[ids[first + i + 1]];
@@ -121,10 +122,10 @@ static int print_result(const evaluation *e, double seconds) {
     if (e->options->json) {
         bis_buf_printf(&out,
                        "{\"tokens\":%llu,\"ppl\":%.6f,\"nll\":%.8f,\"context\":%d,\"kv_bits\":%d,\"seconds\":%.2f}\n",
-                       (unsigned long long)e->scored, exp(mean), mean, e->context, e->options->kv_bits, seconds);
+                       (unsigned long long)e->scored, exp(mean), mean, e->context, e->kv_bits, seconds);
     } else {
-        bis_buf_printf(&out, "perplexity %.4f over %llu tokens, windows of %d, KV F%d (%.1f s, %.0f tokens/s)\n",
-                       exp(mean), (unsigned long long)e->scored, e->context, e->options->kv_bits, seconds,
+        bis_buf_printf(&out, "perplexity %.4f over %llu tokens, windows of %d, %d-bit KV (%.1f s, %.0f tokens/s)\n",
+                       exp(mean), (unsigned long long)e->scored, e->context, e->kv_bits, seconds,
                        (double)e->tokens.count / seconds);
     }
     return cli_print(&out);

@@ -4,9 +4,22 @@
 
 #include "cli/cli.h"
 
-/* The prompt's ids: the text itself with the tokens its model expects around it, or the rendered chat. */
+/* The ids that lie wholly in the first `end` bytes of the prompt's text: those it shares with these bytes alone. */
+static bis_status count_system(const rt_tokenizer *tokenizer, const char *text, size_t end, const rt_tokens *tokens,
+                               size_t *count, bis_error *error) {
+    rt_tokens head = {0};
+    size_t same = 0;
+    bis_status status = rt_tokenizer_encode(tokenizer, text, end, RT_ENCODE_PARSE_SPECIAL, &head, error);
+    while (!status && same < head.count && same < tokens->count && head.ids[same] == tokens->ids[same]) same++;
+    if (!status) *count = same;
+    rt_tokens_free(&head);
+    return status;
+}
+
+/* The prompt's ids: the text itself with the tokens its model expects around it, or the rendered chat; of these, the
+ * first *system_count are the system prompt. */
 static bis_status make_prompt(const rt_engine *engine, const cfg_options *options, rt_tokens *tokens,
-                              bis_error *error) {
+                              size_t *system_count, bis_error *error) {
     const rt_tokenizer *tokenizer = rt_engine_tokenizer(engine);
     if (!options->chat) {
         return rt_tokenizer_encode(tokenizer, options->prompt, strlen(options->prompt), RT_ENCODE_ADD_SPECIAL, tokens,
@@ -29,10 +42,14 @@ static bis_status make_prompt(const rt_engine *engine, const cfg_options *option
     bis_buf_puts(&messages, "}]");
     rt_chat_input input = {.messages_json = bis_buf_cstr(&messages), .add_generation_prompt = true};
     bis_status status = messages.failed ? bis_fail(error, BIS_ERR_NOMEM, "no memory for the messages") : BIS_OK;
-    if (!status) status = rt_chat_render(chat, &input, &text, NULL, error);
+    size_t system_end = 0;
+    if (!status) status = rt_chat_render(chat, &input, &text, &system_end, error);
     if (!status) {
         status =
             rt_tokenizer_encode(tokenizer, bis_buf_cstr(&text), text.length, RT_ENCODE_PARSE_SPECIAL, tokens, error);
+    }
+    if (!status && system_end) {
+        status = count_system(tokenizer, bis_buf_cstr(&text), system_end, tokens, system_count, error);
     }
     bis_buf_free(&messages);
     bis_buf_free(&text);
@@ -93,9 +110,11 @@ static int print_answer(generated *answer) {
 static bis_status generate(rt_engine *engine, const cfg_options *options, generated *answer, bis_error *error) {
     rt_tokens prompt = {0};
     rt_request *request = NULL;
-    bis_status status = make_prompt(engine, options, &prompt, error);
+    size_t system_count = 0;
+    bis_status status = make_prompt(engine, options, &prompt, &system_count, error);
     if (!status) {
         rt_request_params params = make_params(options, &prompt);
+        params.system_count = system_count;
         status = rt_engine_submit(engine, &params, NULL, NULL, &request, error);
     }
     if (!status) status = collect(request, !options->json, answer, error);

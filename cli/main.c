@@ -33,6 +33,7 @@ rt_engine_options cli_engine_options(const cfg_options *options) {
     engine.prefill_chunk = options->prefill_chunk;
     engine.max_queue = options->max_queue;
     engine.kv_bits = options->kv_bits;
+    engine.prompt_kv_low = !strcmp(options->prompt_kv, "low");
     engine.kv_bytes = options->kv_memory;
     return engine;
 }

@@ -27,8 +27,7 @@ struct rt_engine {
 enum { BATCH_MAX = 1024, CHUNK_MAX = 8192, QUEUE_MAX = 1000000 };
 
 rt_engine_options rt_engine_default_options(void) {
-    return (rt_engine_options){
-        .cpu_isa = "auto", .max_batch = 16, .prefill_chunk = 256, .max_queue = 256, .kv_bits = 16};
+    return (rt_engine_options){.cpu_isa = "auto", .max_batch = 16, .prefill_chunk = 256, .max_queue = 256};
 }
 
 static bis_status check_range(const char *name, int value, int low, int high, bis_error *error) {
@@ -104,45 +103,107 @@ static bis_status load_files(rt_engine *self, const rt_engine_options *options, 
     return BIS_OK;
 }
 
+typedef struct kv_plan {
+    int bits;
+    bool spans;                     /* sequences may have a prompt span: there are pages of both kinds */
+    uint64_t context_pages;         /* of one sequence */
+    uint64_t full_bytes, low_bytes; /* of a page */
+    rt_kv_count count;
+} kv_plan;
+
+/* Full pages that go with a number of low pages: a quarter, because a system prompt is the smaller part of most
+ * conversations and its pages are several times as large; but enough for one system prompt that fills a whole sequence,
+ * so that every request that fits the context fits the empty cache, however it divides. */
+static uint64_t full_beside(const kv_plan *plan, uint64_t low) {
+    uint64_t longest = low < plan->context_pages ? low : plan->context_pages;
+    return low / 4 > longest ? low / 4 : longest;
+}
+
+/* The most pages for tokens outside prompt spans that fit in `limit` bytes with the full pages that go with them. */
+static uint64_t pages_within(const kv_plan *plan, uint64_t limit) {
+    uint64_t context = plan->context_pages, full = plan->full_bytes, low = plan->low_bytes;
+    if (!low) return limit / full;
+    if (!plan->spans) return limit / low;
+    uint64_t pages = limit / (low + full); /* as many full ones as low ones, up to a whole sequence */
+    if (pages <= context) return pages;
+    pages = (limit - context * full) / low;
+    return pages <= 4 * context ? pages : 4 * limit / (4 * low + full);
+}
+
+static bis_status choose_pages(kv_plan *plan, const rt_engine_options *options, bis_error *error) {
+    uint64_t wanted = (uint64_t)options->max_batch * plan->context_pages;
+    uint64_t limit = options->kv_bytes ? options->kv_bytes : rt_system_memory_available() / 2;
+    uint64_t most = pages_within(plan, limit);
+    if (options->kv_bytes || wanted > most) wanted = most;
+    if (wanted > INT32_MAX / KN_PAGE_TOKENS / 2) wanted = INT32_MAX / KN_PAGE_TOKENS / 2;
+    if (wanted < 1) {
+        uint64_t least = plan->low_bytes + (plan->spans || !plan->low_bytes ? plan->full_bytes : 0);
+        return bis_fail(error, BIS_ERR_NOMEM,
+                        "%.1f KB do not hold the smallest KV cache, %d tokens in %.1f KB: raise --kv-memory",
+                        (double)limit / 1e3, KN_PAGE_TOKENS, (double)least / 1e3);
+    }
+    if (!plan->low_bytes) plan->count.full = (int)wanted;
+    else plan->count = (rt_kv_count){plan->spans ? (int)full_beside(plan, wanted) : 0, (int)wanted};
+    return BIS_OK;
+}
+
 /* Decides how many pages the KV cache gets and how long a sequence may be. */
-static bis_status plan_memory(rt_engine *self, const rt_engine_options *options, int *pages, bis_error *error) {
+static bis_status plan_memory(rt_engine *self, const rt_engine_options *options, kv_plan *plan, bis_error *error) {
     const rt_model_config *config = rt_model_get_config(self->model);
     rt_engine_info *info = &self->info;
-    uint64_t page_bytes = rt_kv_page_bytes(config, options->kv_bits);
-    if (!page_bytes) return bis_fail(error, BIS_ERR_INVALID, "kv-bits is %d: use 16 or 32", options->kv_bits);
+    bis_status status = rt_kv_bits(config, options->kv_bits, &plan->bits, error);
+    if (status) return status;
     if (options->max_context < 0 || options->max_context > config->context) {
         return bis_fail(error, BIS_ERR_INVALID, "max-context is %d: this model has %d", options->max_context,
                         config->context);
     }
     int context = options->max_context ? options->max_context : config->context;
-    uint64_t wanted = (uint64_t)options->max_batch * (uint64_t)rt_kv_pages_for(context);
-    uint64_t limit = options->kv_bytes ? options->kv_bytes : rt_system_memory_available() / 2;
-    if (options->kv_bytes || wanted > limit / page_bytes) wanted = limit / page_bytes;
-    if (wanted > INT32_MAX / KN_PAGE_TOKENS) wanted = INT32_MAX / KN_PAGE_TOKENS;
-    if (wanted < 1) {
-        return bis_fail(error, BIS_ERR_NOMEM,
-                        "%.1f MB do not hold one page of the KV cache (%.1f MB): raise --kv-memory",
-                        (double)limit / 1e6, (double)page_bytes / 1e6);
-    }
-    *pages = (int)wanted;
-    info->kv_bits = options->kv_bits;
-    info->kv_tokens = wanted * KN_PAGE_TOKENS;
-    info->kv_bytes = wanted * page_bytes;
-    info->max_context = info->kv_tokens < (uint64_t)context ? (int)info->kv_tokens : context;
+    plan->spans = rt_kv_is_low(plan->bits) && !options->prompt_kv_low;
+    plan->context_pages = (uint64_t)rt_kv_pages_for(context);
+    plan->full_bytes = rt_kv_full_page_bytes(config, plan->bits);
+    plan->low_bytes = rt_kv_low_page_bytes(config, plan->bits);
+    status = choose_pages(plan, options, error);
+    if (status) return status;
+    uint64_t full = (uint64_t)plan->count.full, low = (uint64_t)plan->count.low;
+    uint64_t longest = (low ? low : full) * KN_PAGE_TOKENS; /* full_beside: a prompt span may be as long */
+    info->kv_bits = plan->bits;
+    info->kv_tokens = (full + low) * KN_PAGE_TOKENS;
+    info->kv_prompt_tokens = plan->spans ? full * KN_PAGE_TOKENS : 0;
+    info->kv_bytes = full * plan->full_bytes + low * plan->low_bytes;
+    info->max_context = longest < (uint64_t)context ? (int)longest : context;
     info->max_batch = options->max_batch;
     return BIS_OK;
 }
 
+static void report_memory(const rt_engine_info *info, phase_clock *phases) {
+    char detail[256];
+    double kv_mb = (double)info->kv_bytes / 1e6, work_mb = (double)info->work_bytes / 1e6;
+    unsigned long long tokens = info->kv_tokens - info->kv_prompt_tokens, prompt = info->kv_prompt_tokens;
+    if (!rt_kv_is_low(info->kv_bits)) {
+        snprintf(detail, sizeof detail, "%.1f MB KV cache (F%d): room for %llu tokens; %.1f MB activations", kv_mb,
+                 info->kv_bits, tokens, work_mb);
+    } else {
+        snprintf(detail, sizeof detail,
+                 "%.1f MB KV cache: room for %llu tokens of %d bits and %llu of system prompts (F16); "
+                 "%.1f MB activations",
+                 kv_mb, tokens, info->kv_bits, prompt, work_mb);
+    }
+    phase_done(phases, "memory", detail);
+}
+
 static bis_status start(rt_engine *self, const rt_engine_options *options, phase_clock *phases, bis_error *error) {
-    int pages = 0;
+    kv_plan plan = {0};
     rt_engine_info *info = &self->info;
-    bis_status status = plan_memory(self, options, &pages, error);
-    if (!status) status = kn_cpu_open(options->threads, options->cpu_isa, info->max_context, 0, &self->backend, error);
+    const rt_model_config *config = rt_model_get_config(self->model);
+    bis_status status = plan_memory(self, options, &plan, error);
+    if (!status) {
+        status = kn_cpu_open(options->threads, options->cpu_isa, info->max_context,
+                             rt_kv_low_head_dim(config, plan.bits), &self->backend, error);
+    }
     if (status) return status;
     info->backend = self->backend->name;
     info->threads = self->backend->threads;
-    const rt_model_config *config = rt_model_get_config(self->model);
-    status = rt_kv_pages_open(config, options->kv_bits, pages, &self->pages, error);
+    status = rt_kv_pages_open(config, plan.bits, plan.count, &self->pages, error);
     if (!status) {
         status = rt_forward_open(self->model, self->backend,
                                  rt_scheduler_max_rows(options->max_batch, options->prefill_chunk),
@@ -150,19 +211,17 @@ static bis_status start(rt_engine *self, const rt_engine_options *options, phase
     }
     if (status) return status;
     info->work_bytes = rt_forward_work_bytes(self->forward);
-    char detail[256];
-    snprintf(detail, sizeof detail, "%.1f MB KV cache (F%d): room for %llu tokens; %.1f MB activations",
-             (double)info->kv_bytes / 1e6, info->kv_bits, (unsigned long long)info->kv_tokens,
-             (double)info->work_bytes / 1e6);
-    phase_done(phases, "memory", detail);
+    report_memory(info, phases);
     rt_scheduler_options scheduler = {.forward = self->forward,
                                       .pages = self->pages,
                                       .vocab = config->vocab,
                                       .max_batch = options->max_batch,
                                       .prefill_chunk = options->prefill_chunk,
-                                      .max_queue = options->max_queue};
+                                      .max_queue = options->max_queue,
+                                      .prompt_kv_low = options->prompt_kv_low};
     status = rt_scheduler_open(&scheduler, &self->scheduler, error);
     if (status) return status;
+    char detail[256];
     snprintf(detail, sizeof detail, "%s, %d thread%s, up to %d sequences at once", info->backend, info->threads,
              info->threads == 1 ? "" : "s", info->max_batch);
     phase_done(phases, "engine", detail);

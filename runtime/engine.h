@@ -50,7 +50,8 @@ typedef struct rt_engine_options {
     int max_context;        /* tokens a sequence may have; 0: what the model was trained for */
     int prefill_chunk;      /* prompt tokens computed in one step */
     int max_queue;          /* requests that may wait; more are refused with BIS_ERR_BUSY */
-    int kv_bits;            /* 16 or 32 */
+    int kv_bits;            /* 2, 3, 4, 8, 16 or 32; 0: the model's own (16 unless it is quantized) */
+    bool prompt_kv_low;     /* below 16 bits: the system prompt's keys and values are low-bit too, not F16 */
     uint64_t kv_bytes;      /* memory for the KV cache; 0: enough for max_batch full contexts, within half of
                                the memory that is free */
     rt_phase_fn on_phase;   /* may be NULL */
@@ -69,14 +70,15 @@ void rt_engine_close(rt_engine *engine);
 typedef struct rt_engine_info {
     char model_name[RT_MODEL_NAME_MAX];
     const char *architecture; /* "llama", "qwen2", ... */
-    const char *weight_type;  /* "F16", ... the type of most parameters */
+    const char *weight_type;  /* "F16", ... the type of most parameters; "W3A3" of a quantized model */
     const char *backend;      /* "cpu avx512", ... */
     int threads, vocab_size, max_context, max_batch, kv_bits;
     uint64_t parameters;
-    uint64_t weight_bytes; /* mapped */
-    uint64_t kv_bytes;     /* allocated */
-    uint64_t kv_tokens;    /* room for this many tokens in all */
-    uint64_t work_bytes;   /* activations and other working memory */
+    uint64_t weight_bytes;     /* mapped */
+    uint64_t kv_bytes;         /* allocated */
+    uint64_t kv_tokens;        /* room for this many tokens in all */
+    uint64_t kv_prompt_tokens; /* of these, F16 ones for system prompts, where other tokens have fewer bits */
+    uint64_t work_bytes;       /* activations and other working memory */
     bool has_chat_template;
     int64_t created; /* Unix time of the weights' last change */
 } rt_engine_info;

@@ -27,6 +27,11 @@ struct rt_forward {
     float *gate, *up;         /* [max_rows, ffn] */
     float *logits;            /* [max_logits, vocab] */
     uint64_t work_bytes;
+
+    /* Quantized models. */
+    kn_hadamard *head_hadamard, *heads_hadamard, *ffn_hadamard; /* NULL: the model has no such transform */
+    kn_activations input;                                       /* of the linears that come next */
+    float *ordered; /* [max_rows, widest input]: where inputs are reordered and not quantized */
 };
 
 static size_t vector_floats(const rt_model *model) {
@@ -73,6 +78,42 @@ static float *work_memory(rt_forward *self, int rows, int width) {
     return bis_alloc_aligned(bytes);
 }
 
+static int widest_input(const rt_model_config *config) {
+    int widest = 0;
+    for (int site = 0; site < RT_SITE_COUNT; site++) {
+        int width = rt_model_site_width(config, (rt_site)site);
+        if (width > widest) widest = width;
+    }
+    return widest;
+}
+
+/* Memory for the inputs of linears in the form that a quantized model's linears read. */
+static bool allocate_input(rt_forward *self) {
+    const rt_model_config *c = self->config;
+    const rt_quantization *q = &c->quantization;
+    size_t rows = (size_t)self->max_rows, width = (size_t)widest_input(c);
+    if (q->activation_bits == KN_NOT_QUANTIZED) {
+        if (!rt_model_layer(self->model, 0)->packed.order[RT_SITE_ATTN]) return true;
+        self->ordered = work_memory(self, self->max_rows, widest_input(c));
+        return self->ordered;
+    }
+    size_t scales = width / (size_t)q->group + 2; /* a last, shorter group; the outliers' */
+    self->input.codes = bis_alloc_aligned(rows * width);
+    self->input.scales = bis_alloc_aligned(rows * scales * sizeof(float));
+    self->work_bytes += rows * width + rows * scales * sizeof(float);
+    return self->input.codes && self->input.scales;
+}
+
+static bis_status open_hadamards(rt_forward *self, bis_error *error) {
+    const rt_model_config *c = self->config;
+    const rt_quantization *q = &c->quantization;
+    bis_status status = BIS_OK;
+    if (q->key_hadamard) status = kn_hadamard_open(c->head_dim, &self->head_hadamard, error);
+    if (!status && q->heads_hadamard) status = kn_hadamard_open(c->heads, &self->heads_hadamard, error);
+    if (!status && q->ffn_hadamard) status = kn_hadamard_open(c->ffn, &self->ffn_hadamard, error);
+    return status;
+}
+
 static bool allocate(rt_forward *self, int max_context) {
     const rt_model_config *c = self->config;
     int rows = self->max_rows;
@@ -91,7 +132,7 @@ static bool allocate(rt_forward *self, int max_context) {
     self->up = work_memory(self, rows, c->ffn);
     self->logits = work_memory(self, self->max_logits, c->vocab);
     return self->vectors && self->vector_memory && self->rope_table && self->residual && self->normed && self->q &&
-           self->attended && self->k && self->v && self->gate && self->up && self->logits;
+           self->attended && self->k && self->v && self->gate && self->up && self->logits && allocate_input(self);
 }
 
 bis_status rt_forward_open(const rt_model *model, kn_backend *backend, int max_rows, int max_logits, int max_context,
@@ -110,6 +151,11 @@ bis_status rt_forward_open(const rt_model *model, kn_backend *backend, int max_r
                         "no memory for %.1f MB of activations: lower --prefill-chunk, --max-batch or --max-context",
                         (double)bytes / 1e6);
     }
+    bis_status status = open_hadamards(self, error);
+    if (status) {
+        rt_forward_close(self);
+        return status;
+    }
     widen_all(self);
     rt_rope_fill_table(&self->config->rope, self->config->head_dim, max_context, self->rope_table);
     *out = self;
@@ -119,15 +165,60 @@ bis_status rt_forward_open(const rt_model *model, kn_backend *backend, int max_r
 void rt_forward_close(rt_forward *forward) {
     if (!forward) return;
     float *const owned[] = {
-        forward->vector_memory, forward->rope_table, forward->residual, forward->normed, forward->q,
-        forward->attended,      forward->k,          forward->v,        forward->gate,   forward->up,
-        forward->logits};
+        forward->vector_memory, forward->rope_table, forward->residual,    forward->normed, forward->q,
+        forward->attended,      forward->k,          forward->v,           forward->gate,   forward->up,
+        forward->logits,        forward->ordered,    forward->input.scales};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) bis_free(owned[i]);
+    bis_free(forward->input.codes);
+    kn_hadamard_close(forward->head_hadamard);
+    kn_hadamard_close(forward->heads_hadamard);
+    kn_hadamard_close(forward->ffn_hadamard);
     bis_free(forward->vectors);
     bis_free(forward);
 }
 
 uint64_t rt_forward_work_bytes(const rt_forward *forward) { return forward->work_bytes; }
+
+/* Makes x [rows, width of the site] the input of the linears that follow: in the layer's order and quantized, where the
+ * model has these; otherwise x itself is read. */
+static void set_input(rt_forward *self, const rt_layer *layer, rt_site site, float *x, int rows) {
+    const rt_quantization *q = &self->config->quantization;
+    const int32_t *order = layer->packed.order[site];
+    kn_activations *input = &self->input;
+    int width = rt_model_site_width(self->config, site);
+    input->format = (kn_act_format){q->activation_bits, q->group, q->outliers[site], layer->packed.act_clip[site]};
+    if (order || q->activation_bits != KN_NOT_QUANTIZED) {
+        input->values = self->ordered;
+        self->backend->ops->quantize(self->backend, x, rows, width, order, input);
+        return;
+    }
+    input->values = x;
+    input->rows = rows;
+    input->cols = width;
+}
+
+/* y = the input that set_input made, times one of the two forms of a matrix. */
+static void linear(rt_forward *self, const kn_tensor *dense, const kn_qweight *packed, const float *bias, float *y) {
+    const kn_ops *ops = self->backend->ops;
+    const kn_activations *x = &self->input;
+    if (packed->codes) ops->qmatmul(self->backend, packed, bias, x, y);
+    else ops->matmul(self->backend, dense, bias, x->values, x->rows, y);
+}
+
+static void hadamard(rt_forward *self, const kn_hadamard *transform, int stride, int rows, int width, float *x) {
+    if (transform) self->backend->ops->hadamard(self->backend, transform, stride, rows, width, x);
+}
+
+/* RoPE, and what a quantized model's cache asks for. K goes into the cache without RoPE where attention rotates what it
+ * reads. */
+static void rotate(rt_forward *self, const kn_kv_cache *cache, const kn_rows *rows) {
+    const rt_model_config *c = self->config;
+    const kn_ops *ops = self->backend->ops;
+    ops->rope(self->backend, rows, self->rope_table, c->heads, c->head_dim, self->q);
+    if (!cache->key_table) ops->rope(self->backend, rows, self->rope_table, c->kv_heads, c->head_dim, self->k);
+    hadamard(self, self->head_hadamard, 1, rows->count, c->heads * c->head_dim, self->q);
+    hadamard(self, self->head_hadamard, 1, rows->count, c->kv_heads * c->head_dim, self->k);
+}
 
 static void attention_block(rt_forward *self, const kn_kv_cache *cache, int index, const kn_rows *rows) {
     const rt_model_config *c = self->config;
@@ -136,18 +227,20 @@ static void attention_block(rt_forward *self, const kn_kv_cache *cache, int inde
     const layer_vectors *vectors = &self->vectors[index];
     int n = rows->count;
     ops->rmsnorm(self->backend, self->residual, vectors->attention_norm, c->norm_eps, n, c->hidden, self->normed);
-    ops->matmul(self->backend, &layer->q, vectors->q_bias, self->normed, n, self->q);
-    ops->matmul(self->backend, &layer->k, vectors->k_bias, self->normed, n, self->k);
-    ops->matmul(self->backend, &layer->v, vectors->v_bias, self->normed, n, self->v);
+    set_input(self, layer, RT_SITE_ATTN, self->normed, n);
+    linear(self, &layer->q, &layer->packed.q, vectors->q_bias, self->q);
+    linear(self, &layer->k, &layer->packed.k, vectors->k_bias, self->k);
+    linear(self, &layer->v, &layer->packed.v, vectors->v_bias, self->v);
     if (vectors->q_norm) {
         ops->rmsnorm(self->backend, self->q, vectors->q_norm, c->norm_eps, n * c->heads, c->head_dim, self->q);
         ops->rmsnorm(self->backend, self->k, vectors->k_norm, c->norm_eps, n * c->kv_heads, c->head_dim, self->k);
     }
-    ops->rope(self->backend, rows, self->rope_table, c->heads, c->head_dim, self->q);
-    ops->rope(self->backend, rows, self->rope_table, c->kv_heads, c->head_dim, self->k);
+    rotate(self, cache, rows);
     ops->kv_store(self->backend, cache, index, rows, self->k, self->v);
     ops->attention(self->backend, cache, index, rows, self->q, c->heads, self->attended);
-    ops->matmul(self->backend, &layer->o, vectors->o_bias, self->attended, n, self->normed);
+    hadamard(self, self->heads_hadamard, c->head_dim, n, c->heads * c->head_dim, self->attended);
+    set_input(self, layer, RT_SITE_O, self->attended, n);
+    linear(self, &layer->o, &layer->packed.o, vectors->o_bias, self->normed);
     ops->add(self->backend, self->residual, self->normed, n, c->hidden);
 }
 
@@ -157,10 +250,13 @@ static void ffn_block(rt_forward *self, int index, int n) {
     const rt_layer *layer = rt_model_layer(self->model, index);
     const layer_vectors *vectors = &self->vectors[index];
     ops->rmsnorm(self->backend, self->residual, vectors->ffn_norm, c->norm_eps, n, c->hidden, self->normed);
-    ops->matmul(self->backend, &layer->gate, vectors->gate_bias, self->normed, n, self->gate);
-    ops->matmul(self->backend, &layer->up, vectors->up_bias, self->normed, n, self->up);
+    set_input(self, layer, RT_SITE_FFN, self->normed, n);
+    linear(self, &layer->gate, &layer->packed.gate, vectors->gate_bias, self->gate);
+    linear(self, &layer->up, &layer->packed.up, vectors->up_bias, self->up);
     ops->swiglu(self->backend, self->gate, self->up, n, c->ffn, self->gate);
-    ops->matmul(self->backend, &layer->down, vectors->down_bias, self->gate, n, self->normed);
+    hadamard(self, self->ffn_hadamard, 1, n, c->ffn, self->gate);
+    set_input(self, layer, RT_SITE_DOWN, self->gate, n);
+    linear(self, &layer->down, &layer->packed.down, vectors->down_bias, self->normed);
     ops->add(self->backend, self->residual, self->normed, n, c->hidden);
 }
 
@@ -182,10 +278,12 @@ static void head_block(rt_forward *self, const rt_batch *batch) {
 
 const float *rt_forward_run(rt_forward *forward, const kn_kv_cache *cache, const rt_batch *batch) {
     kn_tensor embedding = rt_model_embedding(forward->model);
+    kn_kv_cache own = *cache;
+    if (cache->low_bits && forward->config->quantization.key_before_rope) own.key_table = forward->rope_table;
     int n = batch->rows.count;
     forward->backend->ops->embed(forward->backend, &embedding, batch->tokens, n, forward->residual);
     for (int i = 0; i < forward->config->layers; i++) {
-        attention_block(forward, cache, i, &batch->rows);
+        attention_block(forward, &own, i, &batch->rows);
         ffn_block(forward, i, n);
     }
     if (batch->logit_count) head_block(forward, batch);

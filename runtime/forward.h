@@ -2,8 +2,12 @@
  *
  * A row is one token of one sequence. Rows of different sequences may be in one call in any order; rows of one
  * sequence must come in rising position, and all earlier positions must have been computed before or
- * come earlier in the call. A row's logits depend only on its own sequence's tokens up to it.
- * Activation memory is allocated at opening. One thread.
+ * come earlier in the call. A row's logits depend only on its own sequence's tokens up to it, and on the extent of its
+ * prompt span where the cache has low pages.
+ *
+ * Quantized models (docs/quantized-model.md): a layer's order of operations is that of quantizer/block.h. Where a
+ * model's K is quantized before RoPE and the cache has low pages, both kinds of pages hold K without RoPE. Activation
+ * memory is allocated at opening. One thread.
  */
 #ifndef BISUP_RUNTIME_FORWARD_H
 #define BISUP_RUNTIME_FORWARD_H
@@ -29,8 +33,8 @@ typedef struct rt_batch {
     int logit_count;
 } rt_batch;
 
-/* Writes keys and values of all rows to the cache and returns logits [logit_count, vocab], valid until the next
- * call. rows.count and logit_count are within the limits given at opening. */
+/* Writes keys and values of all rows to the cache (its key_table is set here) and returns logits [logit_count, vocab],
+ * valid until the next call. rows.count and logit_count are within the limits given at opening. */
 const float *rt_forward_run(rt_forward *forward, const kn_kv_cache *cache, const rt_batch *batch);
 
 uint64_t rt_forward_work_bytes(const rt_forward *forward); /* memory it allocated */

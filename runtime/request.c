@@ -63,7 +63,7 @@ static bis_status check_params(const rt_request_params *p, int vocab, int contex
 static bool allocate(rt_request *self, const rt_request_params *p, int vocab) {
     size_t tokens = (size_t)self->prompt_count + (size_t)self->max_new;
     self->tokens = bis_calloc(tokens, sizeof *self->tokens);
-    self->pages = bis_calloc(tokens / KN_PAGE_TOKENS + 1, sizeof *self->pages);
+    self->pages = bis_calloc((size_t)rt_kv_pages_for((int)tokens) + 1, sizeof *self->pages);
     self->logit_bias = bis_calloc(p->sampling.logit_bias_count, sizeof *self->logit_bias);
     bool penalties = rt_sampling_has_penalties(&p->sampling);
     if (penalties) self->counts = bis_calloc((size_t)vocab, sizeof *self->counts);

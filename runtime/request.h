@@ -32,8 +32,9 @@ struct rt_request {
     int computed;          /* tokens whose keys and values are stored */
     int generated;         /* tokens reported */
     bool prompt_announced; /* the prompt's first token was reported (prompt_logprobs) */
-    int32_t *pages;        /* [page_count] */
-    int page_count;
+    int32_t *pages;        /* [held.full + held.low], full ones first */
+    rt_kv_count held;
+    int span;         /* tokens of the prompt span, in full pages (a cache with low pages) */
     uint32_t *counts; /* [vocab] for penalties, or NULL */
     rt_decoder decoder;
     rt_stop_matcher matcher;

@@ -23,6 +23,7 @@ struct rt_scheduler {
     rt_request *waiting_head, *waiting_tail;
     int32_t *row_tokens, *row_positions; /* [max_rows] */
     const int32_t **row_pages;
+    int32_t *row_spans;   /* [max_rows] */
     int32_t *logit_rows;  /* [max_logits] */
     int32_t *first_logit; /* [max_batch]: index of running[i]'s first logits row in this step, or -1 */
     int *step_rows;       /* [max_batch]: rows of running[i] in this step */
@@ -149,7 +150,7 @@ static void take_inbox(rt_scheduler *self) {
 
 static void leave(rt_scheduler *self, int index) {
     rt_request *request = self->running[index];
-    rt_kv_pages_give_back(self->options.pages, request->page_count, request->pages);
+    rt_kv_pages_give_back(self->options.pages, request->held, request->pages);
     self->running_count--;
     memmove(self->running + index, self->running + index + 1,
             (size_t)(self->running_count - index) * sizeof *self->running);
@@ -177,12 +178,22 @@ static void drop_cancelled(rt_scheduler *self, bool all) {
     }
 }
 
+/* A request's prompt span: its system prompt, at most what the full pages could hold if all were free. That depends on
+ * how the cache was opened and never on what is free now, so neither do the request's tokens. */
+static int span_of(const rt_scheduler *self, const rt_request *request) {
+    int room = rt_kv_pages_total(self->options.pages).full * KN_PAGE_TOKENS;
+    if (self->options.prompt_kv_low) return 0;
+    return request->system_count < room ? request->system_count : room;
+}
+
 static void admit(rt_scheduler *self) {
     while (self->waiting_head && self->running_count < self->options.max_batch) {
         rt_request *request = self->waiting_head;
-        int need = rt_kv_pages_for(request->prompt_count + request->max_new);
+        int span = span_of(self, request), tokens = request->prompt_count + request->max_new;
+        rt_kv_count need = rt_kv_pages_need(rt_kv_pages_bits(self->options.pages), span, tokens);
         if (!rt_kv_pages_take(self->options.pages, need, request->pages)) return;
-        request->page_count = need;
+        request->held = need;
+        request->span = span;
         pop(&self->waiting_head, &self->waiting_tail);
         atomic_fetch_sub(&self->waiting_now, 1);
         self->running[self->running_count++] = request;
@@ -196,6 +207,7 @@ static void add_row(rt_scheduler *self, rt_batch *batch, const rt_request *reque
     self->row_tokens[row] = request->tokens[position];
     self->row_positions[row] = position;
     self->row_pages[row] = request->pages;
+    self->row_spans[row] = request->span;
 }
 
 static void want_logits(rt_scheduler *self, rt_batch *batch, int index) {
@@ -223,7 +235,7 @@ static int add_prompt_rows(rt_scheduler *self, rt_batch *batch, int index, int b
 }
 
 static rt_batch build_batch(rt_scheduler *self) {
-    rt_batch batch = {.rows = {.position = self->row_positions, .pages = self->row_pages},
+    rt_batch batch = {.rows = {.position = self->row_positions, .pages = self->row_pages, .prompt = self->row_spans},
                       .tokens = self->row_tokens,
                       .logit_rows = self->logit_rows};
     int budget = self->options.prefill_chunk, extra_logits = EXTRA_LOGIT_ROWS;
@@ -292,7 +304,8 @@ static void *engine_main(void *argument) {
         admit(self);
         atomic_store(&self->running_now, self->running_count);
         const rt_kv_pages *pages = self->options.pages;
-        atomic_store(&self->pages_used, rt_kv_pages_total(pages) - rt_kv_pages_free(pages));
+        rt_kv_count total = rt_kv_pages_total(pages), left = rt_kv_pages_free(pages);
+        atomic_store(&self->pages_used, total.full - left.full + total.low - left.low);
         idle = !step(self);
     }
 }
@@ -308,9 +321,10 @@ static bool allocate(rt_scheduler *self) {
     self->row_tokens = bis_calloc(rows, sizeof *self->row_tokens);
     self->row_positions = bis_calloc(rows, sizeof *self->row_positions);
     self->row_pages = bis_calloc(rows, sizeof *self->row_pages);
+    self->row_spans = bis_calloc(rows, sizeof *self->row_spans);
     self->logit_rows = bis_calloc((size_t)rt_scheduler_max_logits(self->options.max_batch), sizeof *self->logit_rows);
     return self->running && self->first_logit && self->step_rows && self->row_tokens && self->row_positions &&
-           self->row_pages && self->logit_rows;
+           self->row_pages && self->row_spans && self->logit_rows;
 }
 
 bis_status rt_scheduler_open(const rt_scheduler_options *options, rt_scheduler **out, bis_error *error) {
@@ -352,6 +366,7 @@ void rt_scheduler_close(rt_scheduler *scheduler) {
     bis_free(scheduler->row_tokens);
     bis_free(scheduler->row_positions);
     bis_free(scheduler->row_pages);
+    bis_free(scheduler->row_spans);
     bis_free(scheduler->logit_rows);
     bis_free(scheduler);
 }

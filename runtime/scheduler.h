@@ -2,8 +2,10 @@
  *
  * Each step takes one row of every running sequence that is past its prompt, then prompt rows, first come
  * first served, up to `prefill_chunk` rows in all; runs the forward pass; samples; reports. A sequence gets all
- * the pages it may need when it is admitted, so a running one never waits for memory. Sequences whose reader is
- * slow are left out of steps until there is room again. Knows tokens, not texts' origin: no JSON, no sockets.
+ * the pages it may need when it is admitted, so a running one never waits for memory; the first of those that wait
+ * waits until enough are free, and as whoever opens the cache sees to it that any one request fits an empty cache, that
+ * time comes. Sequences whose reader is slow are left out of steps until there is room again. Knows tokens, not texts'
+ * origin: no JSON, no sockets.
  */
 #ifndef BISUP_RUNTIME_SCHEDULER_H
 #define BISUP_RUNTIME_SCHEDULER_H
@@ -19,6 +21,7 @@ typedef struct rt_scheduler_options {
     rt_forward *forward; /* borrowed */
     rt_kv_pages *pages;  /* borrowed */
     int vocab, max_batch, prefill_chunk, max_queue;
+    bool prompt_kv_low; /* no sequence has a prompt span */
 } rt_scheduler_options;
 
 /* Rows and rows with logits that a step may have: what rt_forward_open must be given. */

@@ -23,25 +23,34 @@ static const struct layer_part {
     part_width rows, cols;
     part_presence presence;
     bool is_norm;
+    size_t packed; /* a linear's other slot, where its quantized form goes; 0: no linear */
+    rt_site site;
 } layer_parts[] = {
-    {"input_layernorm.weight", offsetof(rt_layer, attention_norm), ONE, HIDDEN, ALWAYS, true},
-    {"self_attn.q_proj.weight", offsetof(rt_layer, q), QUERIES, HIDDEN, ALWAYS, false},
-    {"self_attn.k_proj.weight", offsetof(rt_layer, k), KEYS, HIDDEN, ALWAYS, false},
-    {"self_attn.v_proj.weight", offsetof(rt_layer, v), KEYS, HIDDEN, ALWAYS, false},
-    {"self_attn.q_proj.bias", offsetof(rt_layer, q_bias), ONE, QUERIES, QKV_BIAS, false},
-    {"self_attn.k_proj.bias", offsetof(rt_layer, k_bias), ONE, KEYS, QKV_BIAS, false},
-    {"self_attn.v_proj.bias", offsetof(rt_layer, v_bias), ONE, KEYS, QKV_BIAS, false},
-    {"self_attn.q_norm.weight", offsetof(rt_layer, q_norm), ONE, HEAD, QK_NORM, true},
-    {"self_attn.k_norm.weight", offsetof(rt_layer, k_norm), ONE, HEAD, QK_NORM, true},
-    {"self_attn.o_proj.weight", offsetof(rt_layer, o), HIDDEN, QUERIES, ALWAYS, false},
-    {"self_attn.o_proj.bias", offsetof(rt_layer, o_bias), ONE, HIDDEN, O_BIAS, false},
-    {"post_attention_layernorm.weight", offsetof(rt_layer, ffn_norm), ONE, HIDDEN, ALWAYS, true},
-    {"mlp.gate_proj.weight", offsetof(rt_layer, gate), FFN, HIDDEN, ALWAYS, false},
-    {"mlp.up_proj.weight", offsetof(rt_layer, up), FFN, HIDDEN, ALWAYS, false},
-    {"mlp.gate_proj.bias", offsetof(rt_layer, gate_bias), ONE, FFN, MLP_BIAS, false},
-    {"mlp.up_proj.bias", offsetof(rt_layer, up_bias), ONE, FFN, MLP_BIAS, false},
-    {"mlp.down_proj.weight", offsetof(rt_layer, down), HIDDEN, FFN, ALWAYS, false},
-    {"mlp.down_proj.bias", offsetof(rt_layer, down_bias), ONE, HIDDEN, MLP_BIAS, false},
+    {"input_layernorm.weight", offsetof(rt_layer, attention_norm), ONE, HIDDEN, ALWAYS, .is_norm = true},
+    {"self_attn.q_proj.weight", offsetof(rt_layer, q), QUERIES, HIDDEN, ALWAYS, .packed = offsetof(rt_layer, packed.q),
+     .site = RT_SITE_ATTN},
+    {"self_attn.k_proj.weight", offsetof(rt_layer, k), KEYS, HIDDEN, ALWAYS, .packed = offsetof(rt_layer, packed.k),
+     .site = RT_SITE_ATTN},
+    {"self_attn.v_proj.weight", offsetof(rt_layer, v), KEYS, HIDDEN, ALWAYS, .packed = offsetof(rt_layer, packed.v),
+     .site = RT_SITE_ATTN},
+    {"self_attn.q_proj.bias", offsetof(rt_layer, q_bias), ONE, QUERIES, QKV_BIAS, .is_norm = false},
+    {"self_attn.k_proj.bias", offsetof(rt_layer, k_bias), ONE, KEYS, QKV_BIAS, .is_norm = false},
+    {"self_attn.v_proj.bias", offsetof(rt_layer, v_bias), ONE, KEYS, QKV_BIAS, .is_norm = false},
+    {"self_attn.q_norm.weight", offsetof(rt_layer, q_norm), ONE, HEAD, QK_NORM, .is_norm = true},
+    {"self_attn.k_norm.weight", offsetof(rt_layer, k_norm), ONE, HEAD, QK_NORM, .is_norm = true},
+    {"self_attn.o_proj.weight", offsetof(rt_layer, o), HIDDEN, QUERIES, ALWAYS, .packed = offsetof(rt_layer, packed.o),
+     .site = RT_SITE_O},
+    {"self_attn.o_proj.bias", offsetof(rt_layer, o_bias), ONE, HIDDEN, O_BIAS, .is_norm = false},
+    {"post_attention_layernorm.weight", offsetof(rt_layer, ffn_norm), ONE, HIDDEN, ALWAYS, .is_norm = true},
+    {"mlp.gate_proj.weight", offsetof(rt_layer, gate), FFN, HIDDEN, ALWAYS, .packed = offsetof(rt_layer, packed.gate),
+     .site = RT_SITE_FFN},
+    {"mlp.up_proj.weight", offsetof(rt_layer, up), FFN, HIDDEN, ALWAYS, .packed = offsetof(rt_layer, packed.up),
+     .site = RT_SITE_FFN},
+    {"mlp.gate_proj.bias", offsetof(rt_layer, gate_bias), ONE, FFN, MLP_BIAS, .is_norm = false},
+    {"mlp.up_proj.bias", offsetof(rt_layer, up_bias), ONE, FFN, MLP_BIAS, .is_norm = false},
+    {"mlp.down_proj.weight", offsetof(rt_layer, down), HIDDEN, FFN, ALWAYS, .packed = offsetof(rt_layer, packed.down),
+     .site = RT_SITE_DOWN},
+    {"mlp.down_proj.bias", offsetof(rt_layer, down_bias), ONE, HIDDEN, MLP_BIAS, .is_norm = false},
 };
 
 static int elements(const rt_model_config *config, part_width width) {
@@ -67,8 +76,17 @@ static bool is_present(const rt_model_config *config, part_presence presence) {
     return true;
 }
 
+int rt_model_site_width(const rt_model_config *config, rt_site site) {
+    switch (site) {
+    case RT_SITE_O: return elements(config, QUERIES);
+    case RT_SITE_DOWN: return config->ffn;
+    default: return config->hidden;
+    }
+}
+
 static bis_status walk_layer(rt_model *model, int layer, rt_model_visit *visit, void *context, bis_error *error) {
     const rt_model_config *config = &model->config;
+    bool quantized = config->quantization.weight_bits != KN_NOT_QUANTIZED;
     for (size_t i = 0; i < sizeof layer_parts / sizeof *layer_parts; i++) {
         const struct layer_part *listed = &layer_parts[i];
         if (!is_present(config, listed->presence)) continue;
@@ -77,7 +95,12 @@ static bis_status walk_layer(rt_model *model, int layer, rt_model_visit *visit, 
                               .rows = elements(config, listed->rows),
                               .cols = elements(config, listed->cols),
                               .is_norm = listed->is_norm,
+                              .is_linear = listed->packed != 0,
+                              .site = listed->site,
                               .slot = (kn_tensor *)((char *)&model->layers[layer] + listed->offset)};
+        if (part.is_linear && quantized) {
+            part.packed = (kn_qweight *)((char *)&model->layers[layer] + listed->packed);
+        }
         bis_status status = visit(&part, context, error);
         if (status) return status;
     }
@@ -86,9 +109,10 @@ static bis_status walk_layer(rt_model *model, int layer, rt_model_visit *visit, 
 
 bis_status rt_model_walk(rt_model *model, rt_model_visit *visit, void *context, bis_error *error) {
     const rt_model_config *config = &model->config;
-    rt_model_part embedding = {"embed_tokens.weight", -1, config->vocab, config->hidden, false, &model->embedding};
-    rt_model_part norm = {"norm.weight", -1, 1, config->hidden, true, &model->final_norm};
-    rt_model_part head = {"lm_head.weight", -1, config->vocab, config->hidden, false, &model->head};
+    int vocab = config->vocab, hidden = config->hidden;
+    rt_model_part embedding = {"embed_tokens.weight", -1, vocab, hidden, .slot = &model->embedding};
+    rt_model_part norm = {"norm.weight", -1, 1, hidden, .is_norm = true, .slot = &model->final_norm};
+    rt_model_part head = {"lm_head.weight", -1, vocab, hidden, .slot = &model->head};
     bis_status status = visit(&embedding, context, error);
     for (int i = 0; !status && i < config->layers; i++) status = walk_layer(model, i, visit, context, error);
     if (!status) status = visit(&norm, context, error);
@@ -107,20 +131,29 @@ rt_model *rt_model_make(const rt_model_config *config, bis_error *error) {
         return NULL;
     }
     model->config = *config;
+    if (!config->quantization.present) model->config.quantization = rt_quantization_none();
+    if (rt_model_allocate_orders(model, error)) {
+        rt_model_close(model);
+        return NULL;
+    }
     return model;
 }
 
 typedef struct totals {
-    uint64_t parameters, bytes, of_type[KN_TYPE_COUNT];
+    uint64_t parameters, bytes, of_type[KN_TYPE_COUNT], linear_weights, linear_bytes;
 } totals;
 
 static bis_status count(const rt_model_part *part, void *context, bis_error *error) {
     (void)error;
     totals *sum = context;
     uint64_t size = (uint64_t)part->rows * (uint64_t)part->cols;
+    uint64_t bytes = part->packed ? kn_weight_bytes(&part->packed->format, part->rows, part->cols)
+                                  : size * kn_type_bytes(part->slot->type);
     sum->parameters += size;
-    sum->bytes += size * kn_type_bytes(part->slot->type);
-    sum->of_type[part->slot->type] += size;
+    sum->bytes += bytes;
+    if (!part->packed) sum->of_type[part->slot->type] += size;
+    if (part->is_linear) sum->linear_weights += size;
+    if (part->is_linear) sum->linear_bytes += bytes;
     return BIS_OK;
 }
 
@@ -129,15 +162,20 @@ void rt_model_complete(rt_model *model) {
     (void)rt_model_walk(model, count, &sum, NULL); /* counting cannot fail */
     model->parameters = sum.parameters;
     model->bytes = sum.bytes;
+    model->linear_weights = sum.linear_weights;
+    model->linear_bytes = sum.linear_bytes;
     for (int i = 0; i < KN_TYPE_COUNT; i++) {
         if (sum.of_type[i] > sum.of_type[model->type]) model->type = (kn_type)i;
     }
+    const rt_quantization *q = &model->config.quantization;
+    if (q->present) snprintf(model->type_name, sizeof model->type_name, "W%dA%d", q->weight_bits, q->activation_bits);
     if (model->config.tied_embeddings) model->head = model->embedding;
 }
 
 /* ---- binding the parts to stored tensors ---- */
 
 typedef struct weight_binding {
+    const rt_model *model;
     const rt_safetensors *weights;
     const char *folder;
     const char *prefix;    /* "model." or "" */
@@ -199,6 +237,10 @@ static bis_status bind_part(const rt_model_part *part, void *context, bis_error 
     const weight_binding *binding = context;
     char name[NAME_MAX_BYTES];
     make_name(binding, part, name);
+    if (part->packed) {
+        name[strlen(name) - strlen(".weight")] = '\0';
+        return rt_model_bind_packed(binding->model, part, name, binding->folder, error);
+    }
     bool is_embedding = part->layer < 0 && !strcmp(part->name, "embed_tokens.weight");
     const rt_stored_tensor *stored = rt_safetensors_find(binding->weights, is_embedding ? binding->embedding : name);
     return stored ? bind_tensor(stored, part, error) : fail_missing(binding, part, name, error);
@@ -256,10 +298,16 @@ static const char *find_prefix(const rt_safetensors *weights) {
 }
 
 static bis_status bind_weights(rt_model *model, const char *folder, bis_error *error) {
-    weight_binding binding = {.weights = model->weights, .folder = folder, .prefix = find_prefix(model->weights)};
+    weight_binding binding = {
+        .model = model, .weights = model->weights, .folder = folder, .prefix = find_prefix(model->weights)};
     settle_embedding(model, &binding);
     settle_biases(model, &binding);
     bis_status status = rt_model_walk(model, bind_part, &binding, error);
+    for (int i = 0; !status && model->config.quantization.present && i < model->config.layers; i++) {
+        char prefix[NAME_MAX_BYTES];
+        snprintf(prefix, sizeof prefix, "%slayers.%d.", binding.prefix, i);
+        status = rt_model_read_inputs(model, i, prefix, folder, error);
+    }
     if (!status) rt_model_complete(model);
     return status;
 }
@@ -304,6 +352,7 @@ void rt_model_close(rt_model *model) {
     if (!model) return;
     rt_safetensors_close(model->weights);
     bis_free(model->memory);
+    bis_free(model->orders);
     bis_free(model->layers);
     bis_free(model);
 }
@@ -317,5 +366,10 @@ kn_tensor rt_model_final_norm(const rt_model *model) { return model->final_norm;
 kn_tensor rt_model_head(const rt_model *model) { return model->head; }
 uint64_t rt_model_parameters(const rt_model *model) { return model->parameters; }
 uint64_t rt_model_bytes(const rt_model *model) { return model->bytes; }
-const char *rt_model_type_name(const rt_model *model) { return kn_type_name(model->type); }
+const char *rt_model_type_name(const rt_model *model) {
+    return model->config.quantization.present ? model->type_name : kn_type_name(model->type);
+}
+double rt_model_bits_per_weight(const rt_model *model) {
+    return 8 * (double)model->linear_bytes / (double)model->linear_weights;
+}
 int64_t rt_model_created(const rt_model *model) { return model->weights ? rt_safetensors_modified(model->weights) : 0; }

@@ -12,7 +12,10 @@ struct rt_model {
     rt_layer *layers;
     kn_tensor embedding, final_norm, head;
     uint64_t parameters, bytes;
-    kn_type type; /* of most parameters */
+    kn_type type;                          /* of most parameters */
+    char type_name[16];                    /* of a quantized model, e.g. "W3A3" */
+    int32_t *orders;                       /* all layers' orders; NULL: none */
+    uint64_t linear_weights, linear_bytes; /* of the layers' matrices */
 };
 
 /* One tensor the configuration asks for. */
@@ -21,7 +24,10 @@ typedef struct rt_model_part {
     int layer;        /* -1: not in a layer */
     int rows, cols;   /* rows 1: a vector */
     bool is_norm;
-    kn_tensor *slot; /* where it goes */
+    bool is_linear;     /* a matrix of a layer */
+    rt_site site;       /* whose input a linear reads */
+    kn_tensor *slot;    /* where it goes */
+    kn_qweight *packed; /* where a quantized linear goes instead, its name then ends before ".weight"; NULL: dense */
 } rt_model_part;
 
 /* Called for every part in the order of the forward pass; a status other than BIS_OK ends the walk. */
@@ -33,6 +39,25 @@ rt_model *rt_model_make(const rt_model_config *config, bis_error *error);
 
 /* Fills parameters, bytes, type, and the head of a tied model, once all tensors are there. */
 void rt_model_complete(rt_model *model);
+
+/* What a model without quantization_config has. */
+rt_quantization rt_quantization_none(void);
+
+/* The format of the quantized linears that read a site. */
+kn_weight_format rt_model_packed_format(const rt_model_config *config, rt_site site);
+
+/* Whether a layer's inputs have orders of their own (Atom). RT_SITE_DOWN never has one. */
+bool rt_model_has_orders(const rt_model_config *config);
+
+/* Allocates what all layers' orders need and points each layer at its part; without orders nothing happens. */
+bis_status rt_model_allocate_orders(rt_model *model, bis_error *error);
+
+/* Binds a linear's quantized tensors; `name` is the linear's full name without ".weight". */
+bis_status rt_model_bind_packed(const rt_model *model, const rt_model_part *part, const char *name, const char *folder,
+                                bis_error *error);
+
+/* Reads a quantized layer's orders and clips; `prefix` begins their names, such as "model.layers.3.". */
+bis_status rt_model_read_inputs(rt_model *model, int layer, const char *prefix, const char *folder, bis_error *error);
 
 /* rt_model_config_read from memory; `name` stands for the path in errors. */
 bis_status rt_model_config_parse(const char *text, size_t length, const char *name, rt_model_config *out,

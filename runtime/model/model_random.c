@@ -127,6 +127,10 @@ static bis_status fill_model(rt_model *model, kn_type type, uint64_t seed, bis_e
 bis_status rt_model_random(const rt_model_config *config, kn_type type, uint64_t seed, rt_model **out,
                            bis_error *error) {
     if ((unsigned)type >= KN_TYPE_COUNT) return bis_fail(error, BIS_ERR_INVALID, "unknown weight type");
+    if (config->quantization.present) {
+        return bis_fail(error, BIS_ERR_UNSUPPORTED,
+                        "random weights cannot be quantized: leave out quantization_config");
+    }
     rt_model *model = rt_model_make(config, error);
     if (!model) return BIS_ERR_NOMEM;
     bis_status status = fill_model(model, type, seed, error);

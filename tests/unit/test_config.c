@@ -119,7 +119,8 @@ static void defaults_are_those_of_the_table(void **state) {
     assert_int_equal(options.port, 8080);
     assert_null(options.api_key_file);
     assert_int_equal(options.max_body, 4 << 20);
-    assert_int_equal(options.kv_bits, 16);
+    assert_int_equal(options.kv_bits, 0);
+    assert_string_equal(options.prompt_kv, "fp16");
     assert_true(options.log_requests);
     assert_false(options.json);
     assert_true(options.top_p == 1.0);
@@ -138,6 +139,7 @@ static void the_example_file_holds_the_defaults(void **state) {
     assert_string_equal(example.host, plain.host);
     assert_string_equal(example.cpu_isa, plain.cpu_isa);
     assert_string_equal(example.log_level, plain.log_level);
+    assert_string_equal(example.prompt_kv, plain.prompt_kv);
     for (int option = 0; option < CFG_OPTION_COUNT; option++) {
         const cfg_entry *entry = &cfg_table[option];
         if (entry->kind == CFG_INT || entry->kind == CFG_BOOL) {
@@ -594,6 +596,11 @@ static void numbers_are_read_exactly_or_refused(void **state) {
         {CFG_OPTION_kv_bits, "16", true},
         {CFG_OPTION_kv_bits, "32", true},
         {CFG_OPTION_kv_bits, "24", false},
+        {CFG_OPTION_kv_bits, "0", true},
+        {CFG_OPTION_kv_bits, "3", true},
+        {CFG_OPTION_kv_bits, "5", false},
+        {CFG_OPTION_prompt_kv, "low", true},
+        {CFG_OPTION_prompt_kv, "fp32", false},
         {CFG_OPTION_type, "bf16", true},
         {CFG_OPTION_type, "f", false},
         {CFG_OPTION_type, "f16|bf16", false},

@@ -42,7 +42,7 @@ static runner open_runner(const char *folder, const char *isa, int threads, int 
     if (kn_cpu_open(threads, isa, context, 0, &r.backend, &error)) fail_msg("%s", error.text);
     if (rt_forward_open(r.model, r.backend, MAX_ROWS, MAX_ROWS, context, &r.forward, &error))
         fail_msg("%s", error.text);
-    int pages = 4 * rt_kv_pages_for(context);
+    rt_kv_count pages = {.full = 4 * rt_kv_pages_for(context)};
     if (rt_kv_pages_open(rt_model_get_config(r.model), kv_bits, pages, &r.pages, &error)) fail_msg("%s", error.text);
     return r;
 }
@@ -63,7 +63,7 @@ static const float *run_rows(runner *r, const int32_t *tokens, int first, int co
         wanted[i] = i;
         tables[i] = pages;
     }
-    rt_batch batch = {{count, positions, tables}, tokens + first, wanted, count};
+    rt_batch batch = {{count, positions, tables, NULL}, tokens + first, wanted, count};
     return rt_forward_run(r->forward, rt_kv_pages_cache(r->pages), &batch);
 }
 
@@ -112,7 +112,7 @@ static double family_difference(const char *family, const char *isa, int kv_bits
     runner r = open_runner(folder, isa, 2, kv_bits, CONTEXT);
     expected e = open_expected(folder);
     int32_t pages[8];
-    assert_true(rt_kv_pages_take(r.pages, rt_kv_pages_for(e.count), pages));
+    assert_true(rt_kv_pages_take(r.pages, (rt_kv_count){rt_kv_pages_for(e.count), 0}, pages));
     const float *logits = run_rows(&r, e.tokens, 0, e.count, pages);
     double difference = largest_difference(logits, e.logits, (size_t)e.count * (size_t)r.vocab);
     close_expected(&e);
@@ -153,7 +153,7 @@ static void test_rows_are_bit_identical_however_computed(void **state) {
                 runner r = open_runner(folder, isas[threads - 1], threads, kv_bits, CONTEXT);
                 size_t vocab = (size_t)r.vocab, all = (size_t)e.count * vocab;
                 int32_t pages[8];
-                assert_true(rt_kv_pages_take(r.pages, rt_kv_pages_for(e.count), pages));
+                assert_true(rt_kv_pages_take(r.pages, (rt_kv_count){rt_kv_pages_for(e.count), 0}, pages));
                 const float *logits = run_rows(&r, e.tokens, 0, e.count, pages);
                 if (!whole) {
                     whole = malloc(all * sizeof *whole);
@@ -185,7 +185,7 @@ static void test_sequences_do_not_see_each_other(void **state) {
     size_t vocab = (size_t)r.vocab;
     int32_t pages[3][4], tokens[MAX_ROWS], positions[MAX_ROWS], wanted[MAX_ROWS];
     const int32_t *tables[MAX_ROWS];
-    for (int s = 0; s < 3; s++) assert_true(rt_kv_pages_take(r.pages, 4, pages[s]));
+    for (int s = 0; s < 3; s++) assert_true(rt_kv_pages_take(r.pages, (rt_kv_count){4, 0}, pages[s]));
     float *alone = malloc(20 * vocab * sizeof *alone);
     assert_non_null(alone);
     memcpy(alone, run_rows(&r, e.tokens, 0, 20, pages[0]), 20 * vocab * sizeof *alone);
@@ -198,7 +198,7 @@ static void test_sequences_do_not_see_each_other(void **state) {
             wanted[n] = n;
         }
     }
-    rt_batch batch = {{n, positions, tables}, tokens, wanted, n};
+    rt_batch batch = {{n, positions, tables, NULL}, tokens, wanted, n};
     const float *logits = rt_forward_run(r.forward, rt_kv_pages_cache(r.pages), &batch);
     for (int i = 0; i < 20; i++) {
         assert_memory_equal(logits + (size_t)(3 * i + 1) * vocab, alone + (size_t)i * vocab, vocab * sizeof *alone);
@@ -224,7 +224,8 @@ static void check_greedy(runner *r, const cJSON *run) {
     const cJSON *output = cJSON_GetObjectItem(run, "output_ids");
     int total = count + cJSON_GetArraySize(output);
     assert_true(total > count + 10 && total < (int)(sizeof tokens / sizeof *tokens));
-    assert_true(rt_kv_pages_take(r->pages, rt_kv_pages_for(total), pages));
+    rt_kv_count need = {rt_kv_pages_for(total), 0};
+    assert_true(rt_kv_pages_take(r->pages, need, pages));
     cJSON_ArrayForEach(id, output) {
         const float *logits = run_rows(r, tokens, done, count - done, pages);
         int32_t best = argmax(logits + (size_t)(count - done - 1) * (size_t)r->vocab, r->vocab);
@@ -232,7 +233,7 @@ static void check_greedy(runner *r, const cJSON *run) {
         done = count;
         tokens[count++] = best;
     }
-    rt_kv_pages_give_back(r->pages, rt_kv_pages_for(total), pages);
+    rt_kv_pages_give_back(r->pages, need, pages);
 }
 
 static void check_greedy_model(const char *name, const char *folder) {
