@@ -48,8 +48,7 @@ static bool copy_inverse(const float *a, int size, int stride, float *inverse) {
 
 static void copy_rows(const float *from, int from_stride, int rows, int cols, float *to, int to_stride) {
     for (int r = 0; r < rows; r++) {
-        memcpy(to + (size_t)r * (size_t)to_stride, from + (size_t)r * (size_t)from_stride,
-               (size_t)cols * sizeof *to);
+        memcpy(to + (size_t)r * (size_t)to_stride, from + (size_t)r * (size_t)from_stride, (size_t)cols * sizeof *to);
     }
 }
 

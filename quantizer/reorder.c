@@ -101,8 +101,8 @@ bis_status qz_reorder_block(qz_block *block, const double *const importance[QZ_S
     }
     for (int i = 0; i < QZ_LINEARS; i++) {
         const int32_t *order = work.order[qz_site_of((qz_linear_id)i)];
-        permute_columns(block->weight[i], qz_linear_rows(shape, (qz_linear_id)i), qz_linear_cols(shape, (qz_linear_id)i),
-                        order, work.row);
+        permute_columns(block->weight[i], qz_linear_rows(shape, (qz_linear_id)i),
+                        qz_linear_cols(shape, (qz_linear_id)i), order, work.row);
     }
     for (int i = QZ_GATE; i <= QZ_UP; i++) {
         permute_rows(block->weight[i], shape->ffn, shape->hidden, work.order[QZ_SITE_DOWN], &work);
