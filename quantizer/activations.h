@@ -9,6 +9,7 @@
 #include "quantizer/calibration.h"
 #include "quantizer/simulate.h"
 #include "quantizer/transform.h"
+#include "runtime/rope.h"
 
 /* Progress over the whole run, in passes of one sample through one block. */
 typedef struct qz_meter {
