@@ -78,9 +78,15 @@ BISUP    := $(OUT)/bisup
 # Kernel files carry their instruction set in their name; nothing else is built above the baseline.
 ARCH := $(shell uname -m)
 ifeq ($(ARCH),x86_64)
-$(OUT)/kernels/cpu/%_avx2.c.o:   ISA := -mavx2 -mfma -mf16c
-$(OUT)/kernels/cpu/%_avx512.c.o: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512
+%_avx2.c.o:   ISA := -mavx2 -mfma -mf16c
+%_avx512.c.o: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512
 endif
+# The quantizer's loops are plain C that the compiler is to vectorize; "omp simd" needs no library.
+$(OUT)/quantizer/%.o $(OUT)/double/quantizer/%.o: EXTRA := -fopenmp-simd $(if $(filter release,$(BUILD)),-O3)
+# For checking gradients by finite differences: the same sources in double.
+$(OUT)/tests/unit/test_gradients.c.o: EXTRA := -DQZ_DOUBLE
+DOUBLE_SRC := $(filter $(foreach s,block compute fake learned loops% pass% simulate tune,quantizer/$(s).c),$(wildcard quantizer/*.c))
+DOUBLE_OBJ := $(patsubst %,$(OUT)/double/%.o,$(DOUBLE_SRC))
 
 # ---- Targets -----------------------------------------------------------------------------------------
 .PHONY: help all deps deps-list need-build need-test run test bench lint format fuzz load image clean
@@ -130,10 +136,20 @@ $(OUT)/tests/unit/%: $(OUT)/tests/unit/%.c.o $(TEST_OBJ) $(OUT)/libbisup.a
 	@echo "link $@"
 	@$(CC) $(SAN_FLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
 
+# Before the library, whose float versions of the same functions are then not taken.
+$(OUT)/tests/unit/test_gradients: $(OUT)/tests/unit/test_gradients.c.o $(DOUBLE_OBJ) $(OUT)/libbisup.a
+	@echo "link $@"
+	@$(CC) $(SAN_FLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
+
+$(OUT)/double/%.c.o: %.c Makefile
+	@mkdir -p $(@D)
+	@echo "cc -DQZ_DOUBLE $<"
+	@$(CC) $(CFLAGS_ALL) -DQZ_DOUBLE $(ISA) $(EXTRA) -c -o $@ $<
+
 $(OUT)/%.c.o: %.c Makefile
 	@mkdir -p $(@D)
 	@echo "cc $<"
-	@$(CC) $(CFLAGS_ALL) $(ISA) -c -o $@ $<
+	@$(CC) $(CFLAGS_ALL) $(ISA) $(EXTRA) -c -o $@ $<
 
 $(OUT)/%.cc.o: %.cc Makefile
 	@mkdir -p $(@D)
@@ -174,4 +190,4 @@ image: deps-image ## build the container image without a Docker engine and try i
 clean: ## remove everything built
 	rm -rf build
 
--include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(patsubst %,%.c.d,$(UNIT_BIN))
+-include $(LIB_OBJ:.o=.d) $(DOUBLE_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(patsubst %,%.c.d,$(UNIT_BIN))
