@@ -200,7 +200,7 @@ static bis_status read_packed(const rt_safetensors *file, int layer, qz_linear_i
                     NULL,
                     NULL,
                     NULL};
-    const void *codes, *scales, *zeros = NULL, *outlier_codes = NULL, *outlier_scales = NULL;
+    const void *codes = NULL, *scales = NULL, *zeros = NULL, *outlier_codes = NULL, *outlier_scales = NULL;
     uint64_t n = (uint64_t)rows, groups = (uint64_t)kn_weight_groups(&w.format, cols);
     uint64_t outliers = (uint64_t)w.format.outliers;
     bis_status status = take_tensor(file, part_name(layer, l, "codes", name), RT_STORED_U8, n,
