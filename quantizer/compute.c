@@ -4,7 +4,6 @@
 #include <sched.h>
 
 #include "common/alloc.h"
-#include "common/log.h"
 #include "kernels/cpu/pool.h"
 
 enum { ROW_PIECE = 128, THREADS_MAX = 256 };
@@ -22,11 +21,6 @@ bis_status qz_compute_open(int threads, qz_compute **out, bis_error *error) {
     }
     cpu_set_t set;
     if (threads == 0) threads = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-    if (threads > 1 && openblas_get_parallel() == OPENBLAS_SEQUENTIAL) {
-        bis_warn("this OpenBLAS was built without threads and cannot serve several: using one thread");
-        threads = 1;
-    }
-    openblas_set_num_threads(1); /* ours split the work */
     qz_compute *self = bis_calloc(1, sizeof *self);
     if (!self) return bis_fail(error, BIS_ERR_NOMEM, "no memory for the quantizer's threads");
     self->threads = threads;
