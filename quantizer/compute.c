@@ -1,12 +1,33 @@
 #include "quantizer/compute.h"
 
 #include <cblas.h>
+#include <dlfcn.h>
+#include <pthread.h>
 #include <sched.h>
+#include <string.h>
 
 #include "common/alloc.h"
 #include "kernels/cpu/pool.h"
 
 enum { ROW_PIECE = 128, THREADS_MAX = 256 };
+
+/* Debian's serial OpenBLAS looks for a free work buffer without a lock (it is built without USE_LOCKING), so that two
+ * threads can get the same one: a few wrong products in 100,000. It calls this function of its own through a dynamic
+ * symbol, which a program's definition takes the place of. Builds that have a lock are not harmed by another. */
+void *blas_memory_alloc(int position);
+
+__attribute__((visibility("default"))) void *blas_memory_alloc(int position) {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static void *(*library_function)(int);
+    pthread_mutex_lock(&lock);
+    if (!library_function) {
+        void *symbol = dlsym(RTLD_NEXT, "blas_memory_alloc");
+        memcpy(&library_function, &symbol, sizeof symbol); /* C has no conversion of one to the other */
+    }
+    void *buffer = library_function(position);
+    pthread_mutex_unlock(&lock);
+    return buffer;
+}
 
 struct qz_compute {
     kn_pool *pool;

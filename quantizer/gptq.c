@@ -101,9 +101,10 @@ static inline float nearest(const group_grid *grid, float w) {
     return (code + round) - round;
 }
 
-static double grid_error(const group_grid *grid, const float *w, const float *importance, int count) {
+/* The squared error of a group; where it is not below `bound`, any number that is not either. */
+static double grid_error(const group_grid *grid, const float *w, const float *importance, int count, double bound) {
     double sum = 0;
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count && sum < bound; i++) {
         float difference = w[i] - nearest(grid, w[i]) * grid->scale;
         sum += (double)(difference * difference) * (importance ? importance[i] : 1);
     }
@@ -127,10 +128,10 @@ static group_grid choose_grid(const kn_weight_format *format, double clip, const
     }
     if (clip > 0) return clipped_grid(format, low, high, clip);
     group_grid best = clipped_grid(format, low, high, 1);
-    double least = grid_error(&best, w, importance, count);
+    double least = grid_error(&best, w, importance, count, HUGE_VAL);
     for (int i = 1; i <= CLIP_STEPS; i++) {
         group_grid grid = clipped_grid(format, low, high, 1 - (1 - clip_least) * i / CLIP_STEPS);
-        double found = grid_error(&grid, w, importance, count);
+        double found = grid_error(&grid, w, importance, count, least);
         if (found < least) {
             least = found;
             best = grid;

@@ -137,7 +137,8 @@ static void run_head(const qz_transform *transform, const rt_model_config *c, co
         qz_transform_head(transform, first, count, rows);
         for (int t = 0; t < tokens; t++) {
             double squares = 0;
-            for (size_t i = 0; i < hidden; i++) squares += (double)x[t * c->hidden + (int)i] * x[t * c->hidden + (int)i];
+            for (size_t i = 0; i < hidden; i++)
+                squares += (double)x[t * c->hidden + (int)i] * x[t * c->hidden + (int)i];
             double scale = 1 / sqrt(squares / c->hidden + c->norm_eps);
             for (int v = 0; v < count; v++) {
                 double sum = 0;
@@ -179,7 +180,7 @@ static double relative_difference(const float *a, const float *b, size_t count) 
 }
 
 static const treatment TREATMENTS[] = {
-    {QZ_BASE_PLAIN, false, false}, {QZ_BASE_PLAIN, false, true}, {QZ_BASE_ATOM, true, false},
+    {QZ_BASE_PLAIN, false, false}, {QZ_BASE_PLAIN, false, true},   {QZ_BASE_ATOM, true, false},
     {QZ_BASE_ATOM, true, true},    {QZ_BASE_QUAROT, false, false}, {QZ_BASE_QUAROT, false, true},
 };
 enum { TREATMENT_COUNT = sizeof TREATMENTS / sizeof *TREATMENTS };
@@ -256,8 +257,8 @@ static rt_model_config small_config(const char *architecture, int ffn) {
 /* Hadamard sizes with dense factors, also of numbers of heads (28 = Qwen2-7B, 7 and 5 need Hartley's matrix). */
 static void test_real_ffn_sizes_keep_the_logits(void **state) {
     (void)state;
-    rt_model_config configs[] = {small_config("llama", 11008),  small_config("llama", 13696),
-                                 small_config("qwen2", 18944),  small_config("qwen3", 11008),
+    rt_model_config configs[] = {small_config("llama", 11008),   small_config("llama", 13696),
+                                 small_config("qwen2", 18944),   small_config("qwen3", 11008),
                                  small_config("llama", 107 * 8), small_config("qwen2", 4864)};
     configs[1].hidden = 40;
     configs[2].qkv_bias = configs[2].tied_embeddings = true;
@@ -279,7 +280,8 @@ static void test_real_ffn_sizes_keep_the_logits(void **state) {
         int32_t tokens[12];
         char name[64];
         for (int t = 0; t < 12; t++) tokens[t] = random_below(configs[i].vocab);
-        snprintf(name, sizeof name, "%s, ffn %d, %d heads", configs[i].architecture, configs[i].ffn, configs[i].heads);
+        snprintf(name, sizeof name, "%.15s, ffn %d, %d heads", configs[i].architecture, configs[i].ffn,
+                 configs[i].heads);
         check_preserved(model, name, tokens, 12);
         rt_model_close(model);
     }
