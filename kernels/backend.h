@@ -41,7 +41,7 @@ typedef struct kn_kv_cache {
 
 size_t kn_kv_head_bytes(const kn_kv_cache *cache);     /* one KV head's K (or V) of one full page */
 size_t kn_kv_page_bytes(const kn_kv_cache *cache);     /* a whole full page, all layers */
-size_t kn_kv_low_head_bytes(const kn_kv_cache *cache); /* the same of low pages */
+size_t kn_kv_low_head_bytes(const kn_kv_cache *cache); /* the same of low pages; 0 where there are none */
 size_t kn_kv_low_page_bytes(const kn_kv_cache *cache);
 
 /* Where the rows of a call stand: row r is the token at position[r] of the sequence whose page numbers are

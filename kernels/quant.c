@@ -129,6 +129,12 @@ static float half_at(const uint16_t *halves, size_t index) {
     return kn_f16_to_f32(bits);
 }
 
+float kn_weight_scale_at(const kn_qweight *weight, int row, int group) {
+    int groups = kn_weight_groups(&weight->format, weight->cols);
+    if (group == groups) return half_at(weight->outlier_scales, (size_t)row);
+    return half_at(weight->scales, (size_t)row * (size_t)groups + (size_t)group);
+}
+
 /* What is subtracted from a stored code of row `row`, group `group`. */
 static int code_offset(const kn_qweight *weight, int row, int group, int groups) {
     if (weight->format.symmetric) return 1 << (weight->format.bits - 1);
@@ -149,21 +155,19 @@ void kn_weight_decode_codes_part(const kn_qweight *weight, int row, int first, i
         int offset = code_offset(weight, row, group, groups);
         for (int i = 0; col < end; i++, col++) *out++ = (int16_t)(codes[i] - offset);
     }
-    const int8_t *outliers = weight->outlier_codes + (size_t)row * (size_t)format->outliers;
-    for (; col < last; col++) *out++ = outliers[col - low];
+    size_t outliers_at = (size_t)row * (size_t)format->outliers;
+    for (; col < last; col++) *out++ = (int16_t)weight->outlier_codes[outliers_at + (size_t)(col - low)];
 }
 
 void kn_weight_decode_part(const kn_qweight *weight, int row, int first, int count, float *out) {
     const kn_weight_format *format = &weight->format;
-    int low = low_columns(format, weight->cols), last = first + count;
-    size_t scales_at = (size_t)row * (size_t)kn_weight_groups(format, weight->cols);
+    int low = low_columns(format, weight->cols), groups = kn_weight_groups(format, weight->cols), last = first + count;
     for (int col = first; col < last;) {
         int16_t codes[KN_GROUP_MAX];
         int end = col < low ? (col / format->group + 1) * format->group : col + KN_GROUP_MAX;
         if (col < low && end > low) end = low;
         if (end > last) end = last;
-        float scale = col < low ? half_at(weight->scales, scales_at + (size_t)(col / format->group))
-                                : half_at(weight->outlier_scales, (size_t)row);
+        float scale = kn_weight_scale_at(weight, row, col < low ? col / format->group : groups);
         kn_weight_decode_codes_part(weight, row, col, end - col, codes);
         for (int i = 0; col < end; i++, col++) *out++ = (float)codes[i] * scale;
     }
@@ -182,16 +186,15 @@ float kn_weight_decode(const kn_qweight *weight, int row, int col) {
     const kn_weight_format *format = &weight->format;
     int low = low_columns(format, weight->cols), groups = kn_weight_groups(format, weight->cols);
     if (col >= low) {
-        int code = weight->outlier_codes[(size_t)row * (size_t)format->outliers + (size_t)(col - low)];
-        return (float)code * half_at(weight->outlier_scales, (size_t)row);
+        size_t at = (size_t)row * (size_t)format->outliers + (size_t)(col - low);
+        return (float)weight->outlier_codes[at] * kn_weight_scale_at(weight, row, groups);
     }
     size_t row_bytes = kn_packed_bytes(low, format->bits), bit = (size_t)col * (size_t)format->bits;
     const uint8_t *stream = weight->codes + (size_t)row * row_bytes;
     unsigned pair = stream[bit / 8];
     if (bit / 8 + 1 < row_bytes) pair |= (unsigned)stream[bit / 8 + 1] << 8;
     int code = (int)(pair >> bit % 8 & ((1u << format->bits) - 1)), group = col / format->group;
-    float scale = half_at(weight->scales, (size_t)row * (size_t)groups + (size_t)group);
-    return (float)(code - code_offset(weight, row, group, groups)) * scale;
+    return (float)(code - code_offset(weight, row, group, groups)) * kn_weight_scale_at(weight, row, group);
 }
 
 /* ---- Activations ----------------------------------------------------------------------------- */

@@ -85,7 +85,10 @@ float kn_weight_decode(const kn_qweight *weight, int row, int col);
 void kn_weight_decode_row(const kn_qweight *weight, int row, float *out);
 /* A whole row as integers [cols]: code (symmetric) or code - zero (asymmetric, within -255..255), outliers last. */
 void kn_weight_decode_codes(const kn_qweight *weight, int row, int16_t *out);
-/* Columns [first, first + count) of what the two above give; a `first` among the low-bit columns is a multiple of 8. */
+/* The scale of low-bit group `group` of a row; group == kn_weight_groups: of its outliers. */
+float kn_weight_scale_at(const kn_qweight *weight, int row, int group);
+/* Columns [first, first + count) of what decode_row and decode_codes give; a `first` among the low-bit columns is a
+ * multiple of 8. */
 void kn_weight_decode_part(const kn_qweight *weight, int row, int first, int count, float *out);
 void kn_weight_decode_codes_part(const kn_qweight *weight, int row, int first, int count, int16_t *out);
 

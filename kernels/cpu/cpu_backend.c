@@ -3,64 +3,42 @@
  * The split never changes a result, because kernels compute each output element on its own (cpu_kernels.h).
  * Operations too small to be worth waking other threads run on the caller.
  */
-#include <math.h>
+#include "kernels/cpu/cpu_backend.h"
+
 #include <sched.h>
 #include <stdbool.h>
 #include <string.h>
 
 #include "common/alloc.h"
-#include "kernels/cpu/cpu_kernels.h"
-#include "kernels/cpu/pool.h"
 
 enum {
     THREADS_MAX = 256,
-    COLUMN_UNIT = 16,         /* output columns are handed out in units of this */
     PARALLEL_WORK = 32 * 1024 /* multiply-adds below which one thread is quicker */
 };
 
-typedef struct cpu_backend {
-    kn_backend base;
-    const kn_cpu_kernels *kernels;
-    kn_pool *pool;
-    float *scores; /* [threads, score_stride] */
-    size_t score_stride;
-    char name[32];
-} cpu_backend;
-
 /* One operation's arguments, as its workers see them; each operation uses its own part. */
 typedef struct cpu_task {
-    const cpu_backend *backend;
+    const kn_cpu_backend *backend;
     const kn_tensor *w;
     const float *x, *bias, *up;
     float *y;
     int rows, width;
-    const kn_kv_cache *cache;
-    const kn_rows *where;
-    int layer, heads;
 } cpu_task;
 
-size_t kn_kv_head_bytes(const kn_kv_cache *cache) {
-    return (size_t)KN_PAGE_TOKENS * (size_t)cache->head_dim * kn_type_bytes(cache->type);
-}
-
-size_t kn_kv_page_bytes(const kn_kv_cache *cache) {
-    return kn_kv_head_bytes(cache) * (size_t)cache->kv_heads * 2 * (size_t)cache->layers;
-}
-
-/* Offset of KV head `head`'s K in a page; its V lies value_offset() further. */
-static size_t key_offset(const kn_kv_cache *cache, int layer, int head) {
-    return ((size_t)layer * 2 * (size_t)cache->kv_heads + (size_t)head) * kn_kv_head_bytes(cache);
-}
-
-static size_t value_offset(const kn_kv_cache *cache) { return kn_kv_head_bytes(cache) * (size_t)cache->kv_heads; }
-
-static void run(cpu_backend *backend, kn_pool_fn fn, cpu_task *task, double work) {
+void kn_cpu_run(kn_cpu_backend *backend, kn_pool_fn fn, void *task, double work) {
     if (work < PARALLEL_WORK) fn(task, 0, 1);
     else kn_pool_run(backend->pool, fn, task);
 }
 
+void kn_cpu_split_columns(int columns, int worker, int workers, int *first, int *last) {
+    enum { UNIT = 16 };
+    kn_pool_split((columns + UNIT - 1) / UNIT, worker, workers, first, last);
+    *first *= UNIT;
+    *last = *last * UNIT < columns ? *last * UNIT : columns;
+}
+
 static void cpu_embed(kn_backend *base, const kn_tensor *table, const int32_t *ids, int rows, float *out) {
-    const cpu_backend *backend = (const cpu_backend *)base;
+    const kn_cpu_backend *backend = (const kn_cpu_backend *)base;
     size_t row_bytes = (size_t)table->cols * kn_type_bytes(table->type);
     for (int r = 0; r < rows; r++) {
         const char *row = (const char *)table->data + (size_t)ids[r] * row_bytes;
@@ -70,7 +48,7 @@ static void cpu_embed(kn_backend *base, const kn_tensor *table, const int32_t *i
 
 static void cpu_rmsnorm(kn_backend *base, const float *x, const float *weight, float eps, int rows, int width,
                         float *out) {
-    const cpu_backend *backend = (const cpu_backend *)base;
+    const kn_cpu_backend *backend = (const kn_cpu_backend *)base;
     for (size_t at = 0, end = (size_t)rows * (size_t)width; at < end; at += (size_t)width) {
         backend->kernels->rmsnorm(x + at, weight, eps, width, out + at);
     }
@@ -79,88 +57,32 @@ static void cpu_rmsnorm(kn_backend *base, const float *x, const float *weight, f
 static void matmul_worker(void *argument, int worker, int workers) {
     const cpu_task *task = argument;
     int first, last, columns = task->w->rows;
-    kn_pool_split((columns + COLUMN_UNIT - 1) / COLUMN_UNIT, worker, workers, &first, &last);
+    kn_cpu_split_columns(columns, worker, workers, &first, &last);
     kn_matmul_slice slice = {.w = task->w->data,
                              .bias = task->bias,
                              .x = task->x,
                              .y = task->y,
                              .cols = task->w->cols,
-                             .first = first * COLUMN_UNIT,
-                             .last = last * COLUMN_UNIT < columns ? last * COLUMN_UNIT : columns,
+                             .first = first,
+                             .last = last,
                              .rows = task->rows,
                              .y_stride = (size_t)columns};
     task->backend->kernels->matmul[task->w->type](&slice);
 }
 
 static void cpu_matmul(kn_backend *base, const kn_tensor *w, const float *bias, const float *x, int rows, float *y) {
-    cpu_backend *backend = (cpu_backend *)base;
+    kn_cpu_backend *backend = (kn_cpu_backend *)base;
     cpu_task task = {.backend = backend, .w = w, .bias = bias, .x = x, .rows = rows, .y = y};
-    run(backend, matmul_worker, &task, (double)rows * w->rows * w->cols);
+    kn_cpu_run(backend, matmul_worker, &task, (double)rows * w->rows * w->cols);
 }
 
 static void cpu_rope(kn_backend *base, const kn_rows *rows, const float *table, int heads, int head_dim, float *x) {
-    const cpu_backend *backend = (const cpu_backend *)base;
+    const kn_cpu_backend *backend = (const kn_cpu_backend *)base;
     int half = head_dim / 2;
     for (int r = 0; r < rows->count; r++) {
         const float *cosines = table + (size_t)rows->position[r] * (size_t)head_dim;
         for (int h = 0; h < heads; h++, x += head_dim) backend->kernels->rope(x, cosines, cosines + half, half);
     }
-}
-
-static void store_head(const cpu_backend *backend, const kn_kv_cache *cache, const float *values, char *at) {
-    if (cache->type == KN_F16) backend->kernels->to_f16(values, cache->head_dim, at);
-    else memcpy(at, values, (size_t)cache->head_dim * sizeof *values);
-}
-
-static void cpu_kv_store(kn_backend *base, const kn_kv_cache *cache, int layer, const kn_rows *rows, const float *k,
-                         const float *v) {
-    const cpu_backend *backend = (const cpu_backend *)base;
-    size_t page_bytes = kn_kv_page_bytes(cache), token_bytes = kn_kv_head_bytes(cache) / KN_PAGE_TOKENS;
-    for (int r = 0; r < rows->count; r++) {
-        int position = rows->position[r];
-        char *page = (char *)cache->data + (size_t)rows->pages[r][position / KN_PAGE_TOKENS] * page_bytes;
-        for (int h = 0; h < cache->kv_heads; h++, k += cache->head_dim, v += cache->head_dim) {
-            char *at = page + key_offset(cache, layer, h) + (size_t)(position % KN_PAGE_TOKENS) * token_bytes;
-            store_head(backend, cache, k, at);
-            store_head(backend, cache, v, at + value_offset(cache));
-        }
-    }
-}
-
-/* Unit u is one KV head's group of query heads of one row. Workers take every workers-th unit, because
- * later rows of a prompt cost more. */
-static void attention_worker(void *argument, int worker, int workers) {
-    const cpu_task *task = argument;
-    const kn_kv_cache *cache = task->cache;
-    const cpu_backend *backend = task->backend;
-    int group = task->heads / cache->kv_heads, units = task->where->count * cache->kv_heads;
-    for (int unit = worker; unit < units; unit += workers) {
-        int row = unit / cache->kv_heads, kv_head = unit % cache->kv_heads;
-        kn_attention_head head = {.cache = (const char *)cache->data + key_offset(cache, task->layer, kv_head),
-                                  .page_stride = kn_kv_page_bytes(cache),
-                                  .value_offset = value_offset(cache),
-                                  .pages = task->where->pages[row],
-                                  .count = task->where->position[row] + 1,
-                                  .head_dim = cache->head_dim,
-                                  .scale = 1.0f / sqrtf((float)cache->head_dim),
-                                  .scores = backend->scores + (size_t)worker * backend->score_stride};
-        size_t at = ((size_t)row * (size_t)task->heads + (size_t)(kv_head * group)) * (size_t)cache->head_dim;
-        for (int g = 0; g < group; g++, at += (size_t)cache->head_dim) {
-            head.q = task->x + at;
-            head.out = task->y + at;
-            backend->kernels->attention[cache->type](&head);
-        }
-    }
-}
-
-static void cpu_attention(kn_backend *base, const kn_kv_cache *cache, int layer, const kn_rows *rows, const float *q,
-                          int heads, float *out) {
-    cpu_backend *backend = (cpu_backend *)base;
-    double tokens = 0;
-    for (int r = 0; r < rows->count; r++) tokens += rows->position[r] + 1;
-    cpu_task task = {
-        .backend = backend, .cache = cache, .layer = layer, .where = rows, .x = q, .heads = heads, .y = out};
-    run(backend, attention_worker, &task, 2 * tokens * heads * cache->head_dim);
 }
 
 static void swiglu_worker(void *argument, int worker, int workers) {
@@ -174,19 +96,21 @@ static void swiglu_worker(void *argument, int worker, int workers) {
 }
 
 static void cpu_swiglu(kn_backend *base, const float *gate, const float *up, int rows, int width, float *out) {
-    cpu_backend *backend = (cpu_backend *)base;
+    kn_cpu_backend *backend = (kn_cpu_backend *)base;
     cpu_task task = {.backend = backend, .x = gate, .up = up, .rows = rows, .width = width, .y = out};
-    run(backend, swiglu_worker, &task, 16.0 * rows * width);
+    kn_cpu_run(backend, swiglu_worker, &task, 16.0 * rows * width);
 }
 
 static void cpu_add(kn_backend *base, float *x, const float *y, int rows, int width) {
-    ((const cpu_backend *)base)->kernels->add(x, y, rows * width);
+    ((const kn_cpu_backend *)base)->kernels->add(x, y, rows * width);
 }
 
 static void cpu_close(kn_backend *base) {
-    cpu_backend *backend = (cpu_backend *)base;
+    kn_cpu_backend *backend = (kn_cpu_backend *)base;
     kn_pool_close(backend->pool);
     bis_free(backend->scores);
+    bis_free(backend->plain);
+    bis_free(backend->plain_pages);
     bis_free(backend);
 }
 
@@ -208,15 +132,35 @@ static const kn_cpu_kernels *choose_kernels(const char *limit, bis_error *error)
     return kernels ? kernels : kn_cpu_kernels_reference();
 }
 
+/* The attention's scratch memory: scores, and where the cache has to be decoded, a sequence in plain F32. */
+static bis_status open_scratch(kn_cpu_backend *backend, int threads, int max_context, int low_head_dim,
+                               bis_error *error) {
+    size_t pages = ((size_t)max_context + KN_PAGE_TOKENS - 1) / KN_PAGE_TOKENS, workers = (size_t)threads;
+    backend->score_stride = ((size_t)max_context + KN_LANES - 1) / KN_LANES * KN_LANES;
+    backend->scores = bis_alloc_aligned(workers * backend->score_stride * sizeof(float));
+    if (!backend->scores) return bis_fail(error, BIS_ERR_NOMEM, "no memory for attention over %d tokens", max_context);
+    if (low_head_dim <= 0) return BIS_OK;
+    backend->plain_stride = pages * 2 * KN_PAGE_TOKENS * (size_t)low_head_dim;
+    backend->plain = bis_alloc_aligned(workers * backend->plain_stride * sizeof(float));
+    backend->plain_pages = bis_alloc_aligned(pages * sizeof *backend->plain_pages);
+    if (!backend->plain || !backend->plain_pages) {
+        return bis_fail(error, BIS_ERR_NOMEM, "no memory for attention over %d quantized tokens", max_context);
+    }
+    for (size_t i = 0; i < pages; i++) backend->plain_pages[i] = (int32_t)i;
+    return BIS_OK;
+}
+
 bis_status kn_cpu_open(int threads, const char *isa_limit, int max_context, int low_head_dim, kn_backend **out,
                        bis_error *error) {
-    (void)low_head_dim; /* the low-bit operations come next */
     static const kn_ops ops = {.embed = cpu_embed,
                                .rmsnorm = cpu_rmsnorm,
                                .matmul = cpu_matmul,
+                               .quantize = kn_cpu_quantize,
+                               .qmatmul = kn_cpu_qmatmul,
+                               .hadamard = kn_cpu_hadamard,
                                .rope = cpu_rope,
-                               .kv_store = cpu_kv_store,
-                               .attention = cpu_attention,
+                               .kv_store = kn_cpu_kv_store,
+                               .attention = kn_cpu_attention,
                                .swiglu = cpu_swiglu,
                                .add = cpu_add,
                                .close = cpu_close};
@@ -227,17 +171,15 @@ bis_status kn_cpu_open(int threads, const char *isa_limit, int max_context, int 
     const kn_cpu_kernels *kernels = choose_kernels(isa_limit, error);
     if (!kernels) return BIS_ERR_INVALID;
     if (threads == 0) threads = cores_of_process();
-    cpu_backend *backend = bis_calloc(1, sizeof *backend);
+    kn_cpu_backend *backend = bis_calloc(1, sizeof *backend);
     if (!backend) return bis_fail(error, BIS_ERR_NOMEM, "no memory for the CPU backend");
     backend->kernels = kernels;
-    backend->score_stride = ((size_t)max_context + 15) / 16 * 16;
-    backend->scores = bis_alloc_aligned((size_t)threads * backend->score_stride * sizeof(float));
-    bis_status status = BIS_OK;
-    if (!backend->scores)
-        status = bis_fail(error, BIS_ERR_NOMEM, "no memory for attention over %d tokens", max_context);
+    bis_status status = open_scratch(backend, threads, max_context, low_head_dim, error);
     if (!status) status = kn_pool_open(threads, &backend->pool, error);
     if (status) {
         bis_free(backend->scores);
+        bis_free(backend->plain);
+        bis_free(backend->plain_pages);
         bis_free(backend);
         return status;
     }

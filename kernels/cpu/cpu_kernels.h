@@ -36,6 +36,22 @@ typedef struct kn_attention_head {
     float *out;    /* [head_dim] */
 } kn_attention_head;
 
+enum { KN_LANES = 16 };
+
+/* The sum of a dot product's partial sums, which it overwrites. */
+static inline float kn_tree_sum(float lanes[KN_LANES]) {
+    for (int width = KN_LANES / 2; width > 0; width /= 2) {
+        for (int l = 0; l < width; l++) lanes[l] += lanes[l + width];
+    }
+    return lanes[0];
+}
+
+/* A part [0, count) of the columns of one row of weights against rows of activations that are x_stride apart. */
+typedef struct kn_part {
+    size_t x_stride;
+    int rows, count;
+} kn_part;
+
 typedef struct kn_cpu_kernels {
     const char *name;
     void (*matmul[KN_TYPE_COUNT])(const kn_matmul_slice *slice);
@@ -46,6 +62,12 @@ typedef struct kn_cpu_kernels {
     void (*add)(float *x, const float *y, int width);
     void (*to_f32[KN_TYPE_COUNT])(const void *in, int count, float *out);
     void (*to_f16)(const float *in, int count, void *out);
+    /* lanes[r][k % 16] += w[k] * x[r][k]: the partial sums of dot products, a part that starts at a multiple of 16 */
+    void (*dot_part)(const kn_part *part, const float *w, const float *x, float (*lanes)[KN_LANES]);
+    /* sums[r] += sum over k of w[k] * x[r][k] */
+    void (*dot_codes)(const kn_part *part, const int16_t *w, const int8_t *x, int32_t *sums);
+    /* out[r] = fmaf(sums[r], x_scales[r * stride] * w_scale, out[r]) */
+    void (*add_scaled)(const int32_t *sums, const float *x_scales, size_t stride, float w_scale, int rows, float *out);
 } kn_cpu_kernels;
 
 const kn_cpu_kernels *kn_cpu_kernels_reference(void);

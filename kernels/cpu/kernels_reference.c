@@ -9,14 +9,7 @@
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/exp_constants.h"
 
-enum { LANES = 16 };
-
-static float tree_sum(float lanes[LANES]) {
-    for (int width = LANES / 2; width > 0; width /= 2) {
-        for (int l = 0; l < width; l++) lanes[l] += lanes[l + width];
-    }
-    return lanes[0];
-}
+enum { LANES = KN_LANES };
 
 static float load_element(kn_type type, const void *base, size_t index) {
     kn_tensor tensor = {.data = base, .type = type};
@@ -28,7 +21,7 @@ static float dot(kn_type type, const void *w, size_t offset, const float *x, int
     for (int k = 0; k < count; k++) {
         lanes[k % LANES] = fmaf(load_element(type, w, offset + (size_t)k), x[k], lanes[k % LANES]);
     }
-    return tree_sum(lanes);
+    return kn_tree_sum(lanes);
 }
 
 static void matmul(kn_type type, const kn_matmul_slice *s) {
@@ -82,7 +75,7 @@ static void attention(kn_type type, const kn_attention_head *h) {
         h->scores[t] = exponential(h->scores[t] - largest);
         lanes[t % LANES] += h->scores[t];
     }
-    float total = tree_sum(lanes);
+    float total = kn_tree_sum(lanes);
     for (int d = 0; d < h->head_dim; d++) {
         float sum = 0;
         for (int t = 0; t < h->count; t++) {
@@ -132,6 +125,22 @@ static void to_f16(const float *in, int count, void *out) {
     for (int i = 0; i < count; i++) halves[i] = kn_f32_to_f16(in[i]);
 }
 
+static void dot_part(const kn_part *part, const float *w, const float *x, float (*lanes)[KN_LANES]) {
+    for (int r = 0; r < part->rows; r++, x += part->x_stride) {
+        for (int k = 0; k < part->count; k++) lanes[r][k % LANES] = fmaf(w[k], x[k], lanes[r][k % LANES]);
+    }
+}
+
+static void dot_codes(const kn_part *part, const int16_t *w, const int8_t *x, int32_t *sums) {
+    for (int r = 0; r < part->rows; r++, x += part->x_stride) {
+        for (int k = 0; k < part->count; k++) sums[r] += w[k] * x[k];
+    }
+}
+
+static void add_scaled(const int32_t *sums, const float *x_scales, size_t stride, float w_scale, int rows, float *out) {
+    for (int r = 0; r < rows; r++) out[r] = fmaf((float)sums[r], x_scales[(size_t)r * stride] * w_scale, out[r]);
+}
+
 const kn_cpu_kernels *kn_cpu_kernels_reference(void) {
     static const kn_cpu_kernels kernels = {
         .name = "reference",
@@ -143,6 +152,9 @@ const kn_cpu_kernels *kn_cpu_kernels_reference(void) {
         .add = add,
         .to_f32 = {f32_to_f32, f16_to_f32, bf16_to_f32},
         .to_f16 = to_f16,
+        .dot_part = dot_part,
+        .dot_codes = dot_codes,
+        .add_scaled = add_scaled,
     };
     return &kernels;
 }

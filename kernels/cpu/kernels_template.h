@@ -13,7 +13,7 @@
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/exp_constants.h"
 
-enum { LANES = 16, ROW_BLOCK = 64 };
+enum { LANES = KN_LANES, ROW_BLOCK = 64 };
 
 static inline v16 load(kn_type type, const char *p) {
     if (type == KN_F32) return v16_load((const float *)(const void *)p);
@@ -253,6 +253,24 @@ static void to_f16(const float *in, int count, void *out) {
     }
 }
 
+static void dot_part(const kn_part *part, const float *w, const float *x, float (*lanes)[KN_LANES]) {
+    int whole = part->count / LANES * LANES, rest = part->count - whole;
+    for (int r = 0; r < part->rows; r++, x += part->x_stride) {
+        v16 sums = v16_load(lanes[r]);
+        for (int k = 0; k < whole; k += LANES) sums = v16_fma(v16_load(w + k), v16_load(x + k), sums);
+        if (rest) sums = v16_fma(v16_load_part(w + whole, rest), v16_load_part(x + whole, rest), sums);
+        v16_store(lanes[r], sums);
+    }
+}
+
+static void dot_codes(const kn_part *part, const int16_t *w, const int8_t *x, int32_t *sums) {
+    for (int r = 0; r < part->rows; r++, x += part->x_stride) sums[r] += v16_dot_codes(w, x, part->count);
+}
+
+static void add_scaled(const int32_t *sums, const float *x_scales, size_t stride, float w_scale, int rows, float *out) {
+    for (int r = 0; r < rows; r++) out[r] = fmaf((float)sums[r], x_scales[(size_t)r * stride] * w_scale, out[r]);
+}
+
 const kn_cpu_kernels *KERNELS_GET(void) {
     static const kn_cpu_kernels kernels = {
         .name = KERNELS_NAME,
@@ -264,6 +282,9 @@ const kn_cpu_kernels *KERNELS_GET(void) {
         .add = add,
         .to_f32 = {f32_to_f32, f16_to_f32, bf16_to_f32},
         .to_f16 = to_f16,
+        .dot_part = dot_part,
+        .dot_codes = dot_codes,
+        .add_scaled = add_scaled,
     };
     return KERNELS_SUPPORTED ? &kernels : NULL;
 }

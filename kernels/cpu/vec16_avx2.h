@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 
 typedef struct v16 {
@@ -85,6 +86,27 @@ static inline void v16_store_f16(void *p, v16 a) {
     __m128i *halves = p;
     _mm_storeu_si128(halves, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT));
     _mm_storeu_si128(halves + 1, _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
+}
+
+static inline __m256i v16_products(const int16_t *w, const int8_t *x) {
+    __m256i xs = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)x));
+    return _mm256_madd_epi16(_mm256_loadu_si256((const __m256i *)(const void *)w), xs);
+}
+/* The exact sum of w[k] * x[k] for |w| < 2^8: pairs of products are added before they are widened. */
+static inline int32_t v16_dot_codes(const int16_t *w, const int8_t *x, int count) {
+    __m256i sums = _mm256_setzero_si256();
+    int k = 0;
+    for (; k + 16 <= count; k += 16) sums = _mm256_add_epi32(sums, v16_products(w + k, x + k));
+    if (k < count) {
+        int16_t ws[16] = {0};
+        int8_t xs[16] = {0};
+        memcpy(ws, w + k, (size_t)(count - k) * sizeof *ws);
+        memcpy(xs, x + k, (size_t)(count - k));
+        sums = _mm256_add_epi32(sums, v16_products(ws, xs));
+    }
+    __m128i s4 = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    __m128i s2 = _mm_add_epi32(s4, _mm_unpackhi_epi64(s4, s4));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s2, _mm_shuffle_epi32(s2, 1)));
 }
 
 /* The tree of cpu_kernels.h: l with l+8, then l+4, l+2, l+1. */

@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 #include <stddef.h>
+#include <stdint.h>
 
 typedef __m512 v16;
 
@@ -50,6 +51,22 @@ static inline v16 v16_load_bf16_part(const void *p, int count) {
 }
 static inline void v16_store_f16(void *p, v16 a) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+
+/* The exact sum of w[k] * x[k] for |w| < 2^8: pairs of products are added before they are widened. */
+static inline int32_t v16_dot_codes(const int16_t *w, const int8_t *x, int count) {
+    __m512i sums = _mm512_setzero_si512();
+    int k = 0;
+    for (; k + 32 <= count; k += 32) {
+        __m512i xs = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(x + k)));
+        sums = _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_loadu_si512(w + k), xs));
+    }
+    if (k < count) {
+        __mmask32 mask = (1u << (count - k)) - 1;
+        __m512i xs = _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(mask, x + k));
+        sums = _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_maskz_loadu_epi16(mask, w + k), xs));
+    }
+    return _mm512_reduce_add_epi32(sums);
 }
 
 /* The tree of cpu_kernels.h: l with l+8, then l+4, l+2, l+1. */

@@ -15,32 +15,12 @@
 
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/pool.h"
-
-static uint64_t random_state = 1;
-
-static uint64_t random_bits(void) {
-    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-    return random_state >> 33;
-}
-
-static int random_below(int n) { return (int)(random_bits() % (uint64_t)n); }
-
-static float random_float(void) { return ((float)random_bits() / 0x1p31f - 0.5f) * 4; }
-
-static void fill_random(float *out, size_t count) {
-    for (size_t i = 0; i < count; i++) out[i] = random_float();
-}
-
-static void *allocate(size_t bytes) {
-    void *memory = calloc(1, bytes + 64);
-    assert_non_null(memory);
-    return memory;
-}
+#include "tests/support/random_data.h"
 
 /* A random matrix of the type, at an address that is aligned to nothing. *memory is to be freed. */
 static kn_tensor random_tensor(kn_type type, int rows, int cols, void **memory) {
     size_t count = (size_t)rows * (size_t)cols, bytes = kn_type_bytes(type);
-    *memory = allocate(count * bytes + 1);
+    *memory = test_alloc(count * bytes + 1);
     char *data = (char *)*memory + 1;
     for (size_t i = 0; i < count; i++) {
         float value = random_float();
@@ -74,9 +54,9 @@ static void test_variants_present(void **state) {
 static void check_matmul(const kn_cpu_kernels *kernels, kn_type type, int rows, int columns, int cols) {
     void *memory;
     kn_tensor w = random_tensor(type, columns, cols, &memory);
-    float *x = allocate((size_t)rows * (size_t)cols * 4), *bias = allocate((size_t)columns * 4);
+    float *x = test_alloc((size_t)rows * (size_t)cols * 4), *bias = test_alloc((size_t)columns * 4);
     size_t outputs = (size_t)rows * (size_t)columns;
-    float *expected = allocate(outputs * 4), *got = allocate(outputs * 4);
+    float *expected = test_alloc(outputs * 4), *got = test_alloc(outputs * 4);
     fill_random(x, (size_t)rows * (size_t)cols);
     fill_random(bias, (size_t)columns);
     int first = random_below(columns), last = first + 1 + random_below(columns - first);
@@ -141,7 +121,7 @@ static test_cache make_cache(kn_type type, int kv_heads, int head_dim, int layer
     test_cache t = {.cache = {.type = type, .layers = layers, .kv_heads = kv_heads, .head_dim = head_dim, .pages = 8},
                     .pages = {5, 0, 7, 2, 1, 6, 3, 4}};
     size_t bytes = kn_kv_page_bytes(&t.cache) * 8;
-    t.cache.data = allocate(bytes);
+    t.cache.data = test_alloc(bytes);
     for (size_t i = 0; i < bytes / kn_type_bytes(type); i++) {
         if (type == KN_F32) ((float *)t.cache.data)[i] = random_float();
         else ((uint16_t *)t.cache.data)[i] = kn_f32_to_f16(random_float());
@@ -151,8 +131,8 @@ static test_cache make_cache(kn_type type, int kv_heads, int head_dim, int layer
 
 static void check_attention(const kn_cpu_kernels *kernels, kn_type type, int count, int head_dim) {
     test_cache t = make_cache(type, 1, head_dim, 1);
-    float *q = allocate((size_t)head_dim * 4), *expected = allocate((size_t)head_dim * 4);
-    float *got = allocate((size_t)head_dim * 4), scores[8 * KN_PAGE_TOKENS];
+    float *q = test_alloc((size_t)head_dim * 4), *expected = test_alloc((size_t)head_dim * 4);
+    float *got = test_alloc((size_t)head_dim * 4), scores[8 * KN_PAGE_TOKENS];
     fill_random(q, (size_t)head_dim);
     kn_attention_head head = {.q = q,
                               .cache = t.cache.data,
@@ -207,7 +187,7 @@ static void test_attention_is_attention(void **state) {
         positions[i] = i;
         pages[i] = t.pages;
     }
-    kn_rows rows = {TOKENS, positions, pages};
+    kn_rows rows = {TOKENS, positions, pages, NULL};
     backend->ops->kv_store(backend, &t.cache, LAYER, &rows, k, v);
     backend->ops->attention(backend, &t.cache, LAYER, &rows, q, HEADS, out);
     for (int r = 0; r < TOKENS; r++) {

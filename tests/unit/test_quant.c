@@ -42,7 +42,7 @@ static void test_streams(void **state) {
     (void)state;
     for (int bits = 1; bits <= 8; bits++) {
         for (int count = 0; count <= 130; count++) {
-            uint8_t codes[130], back[131], stream[132], expected[132];
+            uint8_t codes[130] = {0}, back[131], stream[132], expected[132];
             memset(stream, 0xa5, sizeof stream);
             memset(expected, 0xa5, sizeof expected);
             memset(back, 0x5a, sizeof back);
@@ -66,7 +66,7 @@ static void test_streams(void **state) {
 static double naive_element(const kn_qweight *w, int row, int col, int *integer) {
     int low = w->cols - w->format.outliers, bits = w->format.bits;
     if (col >= low) {
-        *integer = w->outlier_codes[row * w->format.outliers + col - low];
+        *integer = (int)w->outlier_codes[row * w->format.outliers + col - low];
         return (double)*integer * quant_half(w->outlier_scales, row);
     }
     const uint8_t *stream = w->codes + (size_t)row * (size_t)((low * bits + 7) / 8);
@@ -281,7 +281,7 @@ static void test_kv(void **state) {
     static const int widths[] = {2, 3, 4, 8};
     for (int i = 0; i < 8000; i++) {
         int bits = widths[i % 4], width = 1 + random_below(256), levels = (1 << bits) - 1;
-        float x[256], out[257], size = powf(10, (float)(random_below(9) - 5)), shift = random_float() * 8;
+        float x[256] = {0}, out[257], size = powf(10, (float)(random_below(9) - 5)), shift = random_float() * 8;
         for (int k = 0; k < width; k++) x[k] = (random_float() + shift) * size;
         if (i % 16 < 4) {
             for (int k = 0; k < width; k++) x[k] = x[0];
