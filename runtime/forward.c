@@ -78,29 +78,32 @@ static float *work_memory(rt_forward *self, int rows, int width) {
     return bis_alloc_aligned(bytes);
 }
 
-static int widest_input(const rt_model_config *config) {
-    int widest = 0;
+/* The most columns, and the most scales of a row, that any input of a layer's linears has. */
+static void input_sizes(const rt_model_config *config, int *widest, int *scales) {
+    const rt_quantization *q = &config->quantization;
+    *widest = *scales = 0;
     for (int site = 0; site < RT_SITE_COUNT; site++) {
         int width = rt_model_site_width(config, (rt_site)site);
-        if (width > widest) widest = width;
+        kn_act_format format = {.bits = q->activation_bits, .group = q->group, .outliers = q->outliers[site]};
+        int groups = q->activation_bits == KN_NOT_QUANTIZED ? 0 : kn_act_groups(&format, width);
+        if (width > *widest) *widest = width;
+        if (groups > *scales) *scales = groups;
     }
-    return widest;
 }
 
 /* Memory for the inputs of linears in the form that a quantized model's linears read. */
 static bool allocate_input(rt_forward *self) {
-    const rt_model_config *c = self->config;
-    const rt_quantization *q = &c->quantization;
-    size_t rows = (size_t)self->max_rows, width = (size_t)widest_input(c);
-    if (q->activation_bits == KN_NOT_QUANTIZED) {
+    int widest, scales;
+    input_sizes(self->config, &widest, &scales);
+    if (self->config->quantization.activation_bits == KN_NOT_QUANTIZED) {
         if (!rt_model_layer(self->model, 0)->packed.order[RT_SITE_ATTN]) return true;
-        self->ordered = work_memory(self, self->max_rows, widest_input(c));
+        self->ordered = work_memory(self, self->max_rows, widest);
         return self->ordered;
     }
-    size_t scales = width / (size_t)q->group + 2; /* a last, shorter group; the outliers' */
-    self->input.codes = bis_alloc_aligned(rows * width);
-    self->input.scales = bis_alloc_aligned(rows * scales * sizeof(float));
-    self->work_bytes += rows * width + rows * scales * sizeof(float);
+    size_t code_bytes = (size_t)self->max_rows * (size_t)widest;
+    self->input.codes = bis_alloc_aligned(code_bytes);
+    self->input.scales = work_memory(self, self->max_rows, scales);
+    self->work_bytes += code_bytes;
     return self->input.codes && self->input.scales;
 }
 

@@ -92,7 +92,8 @@ bis_status rt_model_config_read(const char *path, rt_model_config *out, bis_erro
 bis_status rt_model_open(const char *folder, rt_model **out, bis_error *error);
 
 /* A model with random weights (normal, deviation 0.02, norms 1) of the given shape and type, made in memory:
- * for `bisup bench --shape` and tests. Same seed, same weights. Not for quantized shapes (BIS_ERR_UNSUPPORTED). */
+ * for `bisup bench --shape` and tests. Same seed, same weights. Where
+ * quantization_config says so, matrices are random codes. */
 bis_status rt_model_random(const rt_model_config *config, kn_type type, uint64_t seed, rt_model **out,
                            bis_error *error);
 

@@ -59,6 +59,9 @@ bis_status rt_model_bind_packed(const rt_model *model, const rt_model_part *part
 /* Reads a quantized layer's orders and clips; `prefix` begins their names, such as "model.layers.3.". */
 bis_status rt_model_read_inputs(rt_model *model, int layer, const char *prefix, const char *folder, bis_error *error);
 
+/* The same for a model of random weights: some order, no clipping. */
+void rt_model_random_inputs(rt_model *model);
+
 /* rt_model_config_read from memory; `name` stands for the path in errors. */
 bis_status rt_model_config_parse(const char *text, size_t length, const char *name, rt_model_config *out,
                                  bis_error *error);

@@ -64,19 +64,13 @@ static bis_status find(const rt_model *model, const char *prefix, const char *fo
 
 /* ---- linears ---- */
 
-/* Kernels read scales in place, so these must lie where 16-bit numbers may; writers that put the widest types first, as
- * the safetensors library does, see to that. */
+/* F16 numbers, which kernels read at any address. */
 static bis_status find_halves(const rt_model *model, const char *name, const char *folder, const wanted_tensor *wanted,
                               const uint16_t **out, bis_error *error) {
     const rt_stored_tensor *stored;
     bis_status status = find(model, name, folder, wanted, &stored, error);
-    if (status) return status;
-    if ((uintptr_t)stored->data % sizeof **out) {
-        return bis_fail(error, BIS_ERR_FORMAT, "%s: tensor '%s' begins at an odd byte: write the file again",
-                        stored->file, stored->name);
-    }
-    *out = (const uint16_t *)stored->data;
-    return BIS_OK;
+    if (!status) *out = (const uint16_t *)stored->data;
+    return status;
 }
 
 static bis_status check_zeros(const rt_stored_tensor *zeros, const kn_weight_format *format, bis_error *error) {
@@ -161,13 +155,18 @@ static bis_status copy_order(const rt_stored_tensor *stored, int count, int32_t 
     return BIS_OK;
 }
 
+/* The layer's orders, one after the other, in memory that may be written while the model is made. */
+static int32_t *orders_of(const rt_model *model, int layer) {
+    return model->orders + (model->layers[layer].packed.order[RT_SITE_ATTN] - model->orders);
+}
+
 static bis_status read_orders(rt_model *model, int layer, const char *prefix, const char *folder, bis_error *error) {
     static const char *const suffixes[RT_SITE_COUNT] = {
         [RT_SITE_ATTN] = "self_attn.input_order",
         [RT_SITE_O] = "self_attn.o_proj.input_order",
         [RT_SITE_FFN] = "mlp.input_order",
     };
-    int32_t *next = model->orders + (model->layers[layer].packed.order[RT_SITE_ATTN] - model->orders);
+    int32_t *next = orders_of(model, layer);
     int widest = model->config.hidden;
     int queries = rt_model_site_width(&model->config, RT_SITE_O);
     if (queries > widest) widest = queries;
@@ -199,4 +198,16 @@ bis_status rt_model_read_inputs(rt_model *model, int layer, const char *prefix, 
                         stored->name, (double)clip[site]);
     }
     return rt_model_has_orders(&model->config) ? read_orders(model, layer, prefix, folder, error) : BIS_OK;
+}
+
+void rt_model_random_inputs(rt_model *model) {
+    for (int layer = 0; layer < model->config.layers; layer++) {
+        for (int site = 0; site < RT_SITE_COUNT; site++) model->layers[layer].packed.act_clip[site] = 1;
+        if (!rt_model_has_orders(&model->config)) continue;
+        int32_t *next = orders_of(model, layer);
+        for (int site = 0; site < RT_SITE_DOWN; site++) {
+            int width = rt_model_site_width(&model->config, (rt_site)site);
+            for (int c = 0; c < width; c++) *next++ = width - 1 - c;
+        }
+    }
 }

@@ -53,6 +53,7 @@ static uint64_t next_random(uint64_t *state) { /* splitmix64 */
 }
 
 typedef struct random_plan {
+    const rt_model_config *config;
     kn_type type;
     size_t used;  /* bytes given out */
     char *memory; /* NULL while only counting */
@@ -73,11 +74,59 @@ static void fill_random(random_plan *plan, char *at, size_t count) {
     }
 }
 
+static void fill_bytes(random_plan *plan, uint8_t *at, size_t count) {
+    uint64_t bits = 0;
+    for (size_t i = 0; i < count; i++) {
+        bits = i % 8 ? bits >> 8 : next_random(&plan->state);
+        at[i] = (uint8_t)bits;
+    }
+}
+
+static uint16_t *fill_halves(uint16_t *at, size_t count, float value) {
+    for (size_t i = 0; i < count; i++) at[i] = kn_f32_to_f16(value);
+    return at + count;
+}
+
+/* Codes are uniform, with scales that give them the same deviation: as good for a measurement of speed. */
+static void fill_packed(random_plan *plan, const rt_model_part *part, char *memory) {
+    static const double uniform_width = 3.46410161513775458705; /* of a uniform distribution, in deviations: sqrt 12 */
+    kn_qweight w = {rt_model_packed_format(plan->config, part->site), part->rows, part->cols, .codes = NULL};
+    int levels = kn_bits_find(w.format.bits)->levels, outlier_levels = kn_bits_find(8)->levels;
+    size_t rows = (size_t)w.rows, groups = rows * (size_t)kn_weight_groups(&w.format, w.cols);
+    size_t code_bytes = rows * kn_packed_bytes(w.cols - w.format.outliers, w.format.bits);
+    size_t outliers = rows * (size_t)w.format.outliers;
+    uint16_t *scales = (uint16_t *)(void *)memory;
+    uint16_t *outlier_scales = fill_halves(scales, groups, (float)(deviation * uniform_width / levels));
+    uint8_t *codes = (uint8_t *)outlier_scales;
+    if (outliers) {
+        codes = (uint8_t *)fill_halves(outlier_scales, rows, (float)(deviation * uniform_width / outlier_levels));
+    }
+    uint8_t *zeros = codes + code_bytes, *outlier_codes = zeros + (w.format.symmetric ? 0 : groups);
+    fill_bytes(plan, codes, code_bytes);
+    if (!w.format.symmetric) memset(zeros, (levels + 1) / 2, groups);
+    fill_bytes(plan, outlier_codes, outliers);
+    w.scales = scales;
+    w.codes = codes;
+    if (!w.format.symmetric) w.zeros = zeros;
+    if (outliers) w.outlier_codes = (const int8_t *)outlier_codes;
+    if (outliers) w.outlier_scales = outlier_scales;
+    *part->packed = w;
+}
+
+/* Bytes of a part in memory; false where that overflows. */
+static bool part_bytes(const random_plan *plan, const rt_model_part *part, size_t *bytes) {
+    if (part->packed) {
+        kn_weight_format format = rt_model_packed_format(plan->config, part->site);
+        *bytes = kn_weight_bytes(&format, part->rows, part->cols);
+        return true;
+    }
+    return !__builtin_mul_overflow((size_t)part->rows * (size_t)part->cols, kn_type_bytes(plan->type), bytes);
+}
+
 static bis_status place(const rt_model_part *part, void *context, bis_error *error) {
     random_plan *plan = context;
     size_t count = (size_t)part->rows * (size_t)part->cols, bytes;
-    if (__builtin_mul_overflow(count, kn_type_bytes(plan->type), &bytes) ||
-        __builtin_add_overflow(bytes, (size_t)ALIGNMENT - 1, &bytes)) {
+    if (!part_bytes(plan, part, &bytes) || __builtin_add_overflow(bytes, (size_t)ALIGNMENT - 1, &bytes)) {
         return bis_fail(error, BIS_ERR_LIMIT, "the tensor '%s' would be too large", part->name);
     }
     bytes -= bytes % ALIGNMENT;
@@ -87,6 +136,10 @@ static bis_status place(const rt_model_part *part, void *context, bis_error *err
     }
     if (!plan->memory) return BIS_OK;
     char *at = plan->memory + start;
+    if (part->packed) {
+        fill_packed(plan, part, at);
+        return BIS_OK;
+    }
     *part->slot = (kn_tensor){at, plan->type, part->rows, part->cols};
     if (!part->is_norm) fill_random(plan, at, count);
     else
@@ -103,7 +156,7 @@ static bis_status check_memory(size_t bytes, bis_error *error) {
 }
 
 static bis_status fill_model(rt_model *model, kn_type type, uint64_t seed, bis_error *error) {
-    random_plan plan = {.type = type, .state = seed};
+    random_plan plan = {.config = &model->config, .type = type, .state = seed};
     bis_status status = rt_model_walk(model, place, &plan, error);
     if (!status) status = check_memory(plan.used, error);
     if (status) return status;
@@ -120,6 +173,7 @@ static bis_status fill_model(rt_model *model, kn_type type, uint64_t seed, bis_e
     plan.used = 0;
     status = rt_model_walk(model, place, &plan, error);
     bis_free(table);
+    rt_model_random_inputs(model);
     if (!status) rt_model_complete(model);
     return status;
 }
@@ -127,10 +181,6 @@ static bis_status fill_model(rt_model *model, kn_type type, uint64_t seed, bis_e
 bis_status rt_model_random(const rt_model_config *config, kn_type type, uint64_t seed, rt_model **out,
                            bis_error *error) {
     if ((unsigned)type >= KN_TYPE_COUNT) return bis_fail(error, BIS_ERR_INVALID, "unknown weight type");
-    if (config->quantization.present) {
-        return bis_fail(error, BIS_ERR_UNSUPPORTED,
-                        "random weights cannot be quantized: leave out quantization_config");
-    }
     rt_model *model = rt_model_make(config, error);
     if (!model) return BIS_ERR_NOMEM;
     bis_status status = fill_model(model, type, seed, error);

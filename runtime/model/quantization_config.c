@@ -53,9 +53,17 @@ static void read_outliers(rt_config_reader *r, const cJSON *object, rt_model_con
         return;
     }
     for (int site = 0; site < RT_SITE_COUNT; site++) {
-        int width = rt_model_site_width(config, (rt_site)site);
-        config->quantization.outliers[site] =
-            rt_config_whole(r, outliers, keys[site], 0, width - 1, RT_CONFIG_REQUIRED);
+        const cJSON *item = rt_config_value(outliers, keys[site]);
+        int most = rt_model_site_width(config, (rt_site)site) - 1;
+        uint64_t value;
+        if (rt_metadata_whole(item, &value) && value <= (uint64_t)most) {
+            config->quantization.outliers[site] = (int)value;
+            continue;
+        }
+        char key[32], accepted[64];
+        snprintf(key, sizeof key, "outliers.%s", keys[site]);
+        snprintf(accepted, sizeof accepted, "a whole number from 0 to %d", most);
+        rt_config_refuse(r, BIS_ERR_FORMAT, key, item, accepted);
     }
 }
 

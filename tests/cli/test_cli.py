@@ -44,7 +44,9 @@ class Commands(unittest.TestCase):
         info = run_json("info", MODEL)
         self.assertEqual(info["architecture"], "llama")
         self.assertEqual(info["bytes"], 2 * info["parameters"])
-        self.assertEqual((info["bits"], info["group"]), ("W16", None))
+        self.assertEqual((info["bits"], info["group"], info["method"]), ("W16", None, None))
+        self.assertEqual((info["bits_per_weight"], info["kv_bits"]), (16, 16))
+        self.assertEqual(info["kv_bytes_per_token"], 2 * 2 * info["layers"] * info["kv_heads"] * info["head_dim"])
         self.assertIn(b"tokenizer", run("info", MODEL).stdout)
 
     def test_info_of_every_family(self):
@@ -118,6 +120,26 @@ class Commands(unittest.TestCase):
         self.assertGreater(windows["ppl"], whole["ppl"])  # less to look back at
         self.assertLess(windows["tokens"], whole["tokens"])  # each window's first token is not scored
         self.assertIn("kv_bits", whole)
+
+    def test_low_bit_kv(self):
+        ask = ("generate", MODEL, "--chat", "--system", "You are the assistant of Blue Harbor, a hotel. The door code "
+               "is 4711.", "--prompt", "What is the door code?", "--max-tokens", "12")
+        full = run_json(*ask)["text"]
+        self.assertIn("4711", full)
+        self.assertEqual(run_json(*ask, "--kv-bits", "8")["text"], full)
+        self.assertEqual(run_json(*ask, "--kv-bits", "4", "--prompt-kv", "fp16")["text"], full)
+        self.assertNotEqual(run_json(*ask, "--kv-bits", "2", "--prompt-kv", "low")["text"], full)
+        bench = run_json("bench", MODEL, "--prompt-tokens", "20", "--generate", "4", "--repeat", "1", "--kv-bits", "3")
+        self.assertEqual(bench["kv_bits"], 3)
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+            file.write("Once upon a time there was a little boat. " * 20)
+            file.flush()
+            ppl = [run_json("eval", MODEL, "--text", file.name, "--kv-bits", bits)["ppl"] for bits in ("0", "8", "2")]
+        self.assertAlmostEqual(ppl[0], ppl[1], delta=0.02 * ppl[0])
+        self.assertNotAlmostEqual(ppl[2], ppl[0], delta=0.02 * ppl[0])
+        few = run(*ask, "--kv-bits", "4", "--kv-memory", "1K")
+        self.assertEqual(few.returncode, 1)
+        self.assertIn(b"raise --kv-memory", few.stderr)
 
     def test_eval_agrees_with_transformers(self):
         # 41.83872984 is what transformers 5.23 gives in float32 for the same windows, summed in float64.

@@ -279,7 +279,7 @@ static void wrong_files_are_refused_with_their_line(void **state) {
         {"config = other.conf\n", "line 1: 'config' is only a flag, no setting"},
         {"port = 1\n  2\n", "line 2: this is not 'name = value'"},
         {"cpu-isa = sse\n", "line 1: cpu-isa is 'sse', but must be auto, reference, avx2 or avx512"},
-        {"kv-bits = 17\n", "line 1: kv-bits is '17', but must be 16 or 32"},
+        {"kv-bits = 17\n", "line 1: kv-bits is '17', but must be 0, 2, 3, 4, 8, 16 or 32"},
         {"max-body = 1\n", "line 1: max-body is '1', but must be a size from 1K to 1G, such as 512K, 64M or 2G"},
         {"port = \xff\n", "is not UTF-8 text"},
     };

@@ -174,7 +174,11 @@ static void what_cannot_be_run_is_refused_with_what_can(void **state) {
         {CONFIG("qwen2", ",\"sliding_window\":1024,\"use_sliding_window\":true"), "sliding_window is 1024"},
         {CONFIG("qwen2", ",\"use_sliding_window\":1"), "use_sliding_window is 1; accepted: true or false"},
         {CONFIG("qwen3", ",\"layer_types\":[\"full_attention\",\"sliding_attention\"]"), "\"sliding_attention\""},
-        {CONFIG("llama", ",\"quantization_config\":{\"bits\":4}"), "quantization_config is an object"},
+        {CONFIG("llama", ",\"quantization_config\":{\"bits\":4}"),
+         "the quant_method of quantization_config is missing"},
+        {CONFIG("llama", ",\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4}"),
+         "the quant_method of quantization_config is \"gptq\"; accepted: bisup"},
+        {CONFIG("llama", ",\"quantization_config\":\"bisup\""), "quantization_config is \"bisup\"; accepted: null"},
         {CONFIG("llama", ",\"hidden_act\":\"gelu\""), "hidden_act is \"gelu\"; accepted: silu"},
         {CONFIG("llama", ",\"hidden_act\":1"), "hidden_act is 1"},
         {CONFIG("llama", ",\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2}"), "accepted: default, linear, llama3"},
@@ -223,6 +227,92 @@ static void what_cannot_be_run_is_refused_with_what_can(void **state) {
         assert_true(status == BIS_ERR_FORMAT || status == BIS_ERR_UNSUPPORTED || status == BIS_ERR_LIMIT);
         assert_text_has(error.text, "config.json");
         assert_text_has(error.text, cases[i].said);
+        assert_int_equal(config.hidden, -7);
+    }
+}
+
+/* ---- quantization_config ---- */
+
+#define OUTLIERS(attn, o, ffn, down)                                                                                   \
+    "\"outliers\":{\"attn\":" #attn ",\"o\":" #o ",\"ffn\":" #ffn ",\"down\":" #down "}"
+/* `more` comes last, so it replaces a key or adds to the model's configuration. */
+#define QUANTIZED(more, beside)                                                                                        \
+    CONFIG("llama",                                                                                                    \
+           beside ",\"quantization_config\":{\"quant_method\":\"bisup\",\"version\":1,\"method\":\"bisup-quarot\","    \
+                  "\"base\":\"quarot\",\"weight_bits\":3,\"activation_bits\":4,\"kv_bits\":2,\"group_size\":32,"       \
+                  "\"weight_symmetric\":true," OUTLIERS(                                                               \
+                      8, 0, 63, 95) ",\"key_before_rope\":false,"                                                      \
+                                    "\"key_hadamard\":true,\"heads_hadamard\":true,\"ffn_hadamard\":true" more "}")
+
+static void a_quantization_is_read(void **state) {
+    (void)state;
+    rt_model_config config;
+    parse_well(QUANTIZED("", ""), &config);
+    const rt_quantization *q = &config.quantization;
+    assert_true(q->present && q->weight_symmetric && q->key_hadamard && q->heads_hadamard && q->ffn_hadamard);
+    assert_false(q->key_before_rope);
+    assert_string_equal(q->method, "bisup-quarot");
+    assert_string_equal(q->base, "quarot");
+    assert_int_equal(q->weight_bits, 3);
+    assert_int_equal(q->activation_bits, 4);
+    assert_int_equal(q->kv_bits, 2);
+    assert_int_equal(q->group, 32);
+    assert_int_equal(q->outliers[RT_SITE_ATTN], 8);
+    assert_int_equal(q->outliers[RT_SITE_O], 0);
+    assert_int_equal(q->outliers[RT_SITE_FFN], 63);
+    assert_int_equal(q->outliers[RT_SITE_DOWN], 95);
+    parse_well(CONFIG("llama", ",\"quantization_config\":null"), &config);
+    assert_false(q->present);
+    assert_int_equal(q->weight_bits, 16);
+    assert_int_equal(q->activation_bits, 16);
+    assert_int_equal(q->kv_bits, 16);
+    assert_true(q->key_before_rope && !q->key_hadamard && !q->heads_hadamard && !q->ffn_hadamard);
+    parse_well(QUANTIZED(",\"weight_bits\":16,\"activation_bits\":16,\"kv_bits\":16,\"method\":\"rtn\"", ""), &config);
+    assert_true(q->present);
+}
+
+static void a_wrong_quantization_is_refused_with_what_is_right(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *said;
+    } cases[] = {
+        {QUANTIZED(",\"quant_method\":\"awq\"", ""), "quant_method of quantization_config is \"awq\"; accepted: bisup"},
+        {QUANTIZED(",\"version\":2", ""), "version is 2; accepted: a whole number from 1 to 1"},
+        {QUANTIZED(",\"method\":\"magic\"", ""),
+         "method is \"magic\"; accepted: rtn, gptq, atom, quarot, bisup-atom, bisup-quarot"},
+        {QUANTIZED(",\"method\":null", ""), "method is missing"},
+        {QUANTIZED(",\"base\":\"Atom\"", ""), "base is \"Atom\"; accepted: plain, atom, quarot"},
+        {QUANTIZED(",\"weight_bits\":2", ""), "weight_bits is 2; accepted: 3, 4, 8, 16"},
+        {QUANTIZED(",\"weight_bits\":\"3\"", ""), "weight_bits is \"3\""},
+        {QUANTIZED(",\"activation_bits\":32", ""), "activation_bits is 32; accepted: 3, 4, 8, 16"},
+        {QUANTIZED(",\"kv_bits\":5", ""), "kv_bits is 5; accepted: 2, 3, 4, 8, 16"},
+        {QUANTIZED(",\"kv_bits\":3.5", ""), "kv_bits is 3.5"},
+        {QUANTIZED(",\"group_size\":16", ""), "group_size is 16; accepted: 32, 64, 128"},
+        {QUANTIZED(",\"group_size\":-128", ""), "group_size is -128"},
+        {QUANTIZED(",\"weight_symmetric\":1", ""), "weight_symmetric is 1; accepted: true or false"},
+        {QUANTIZED(",\"outliers\":8", ""), "outliers is 8; accepted: an object with attn, o, ffn and down"},
+        {QUANTIZED("," OUTLIERS(64, 0, 0, 0), ""), "outliers.attn is 64; accepted: a whole number from 0 to 63"},
+        {QUANTIZED("," OUTLIERS(0, -1, 0, 0), ""), "outliers.o is -1"},
+        {QUANTIZED("," OUTLIERS(0, 0, 1e300, 0), ""), "outliers.ffn is 1e+300"},
+        {QUANTIZED("," OUTLIERS(0, 0, 0, 96), ""), "outliers.down is 96; accepted: a whole number from 0 to 95"},
+        {QUANTIZED(",\"outliers\":{\"attn\":0}", ""), "outliers.o is missing"},
+        {QUANTIZED(",\"key_before_rope\":null", ""), "key_before_rope is missing; accepted: true or false"},
+        {QUANTIZED(",\"key_hadamard\":\"yes\"", ""), "key_hadamard is \"yes\""},
+        {QUANTIZED(",\"heads_hadamard\":0", ""), "heads_hadamard is 0"},
+        {QUANTIZED(",\"ffn_hadamard\":{}", ""), "ffn_hadamard is an object"},
+        {QUANTIZED(",\"key_before_rope\":true", ""), "key_hadamard is true; accepted: false, because key_before_rope"},
+        {QUANTIZED(",\"weight_bits\":16", ""), "activation_bits is 4; accepted: 16, because weight_bits is 16"},
+        {QUANTIZED("", ",\"tie_word_embeddings\":true"), "tie_word_embeddings is true; accepted: false"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        rt_model_config config = {.hidden = -7};
+        bis_error error;
+        bis_status status = parse(cases[i].text, &config, &error);
+        if (!status) fail_msg("accepted: %s", cases[i].text);
+        assert_true(status == BIS_ERR_FORMAT || status == BIS_ERR_UNSUPPORTED);
+        assert_text_has(error.text, "config.json: ");
+        assert_text_has(error.text, cases[i].said);
+        assert_null(strchr(error.text, '\n'));
         assert_int_equal(config.hidden, -7);
     }
 }
@@ -322,6 +412,8 @@ int main(void) {
         cmocka_unit_test(every_spelling_of_rope_scaling_is_read),
         cmocka_unit_test(a_window_that_hides_nothing_is_accepted),
         cmocka_unit_test(what_cannot_be_run_is_refused_with_what_can),
+        cmocka_unit_test(a_quantization_is_read),
+        cmocka_unit_test(a_wrong_quantization_is_refused_with_what_is_right),
         cmocka_unit_test(absurd_sizes_are_refused_for_every_key),
         cmocka_unit_test(sizes_may_not_be_left_out),
         cmocka_unit_test(a_config_cut_anywhere_is_refused),
