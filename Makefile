@@ -64,7 +64,7 @@ BLAS_LIBS   := $(if $(BLAS_DIR),-L$(BLAS_DIR) -Wl$(comma)-rpath$(comma)$(BLAS_DI
 LIBS         = $(PKG_LIBS) $(BLAS_LIBS) -lpthread -lm -lstdc++
 
 # ---- Sources -----------------------------------------------------------------------------------------
-FOLDERS  := common config kernels kernels/cpu runtime runtime/model runtime/tokenizer runtime/template quantizer server
+FOLDERS  := common config kernels kernels/cpu runtime runtime/model runtime/tokenizer runtime/template quantizer evaluation server
 LIB_SRC  := $(foreach f,$(FOLDERS),$(wildcard $(f)/*.c $(f)/*.cc))
 CLI_SRC  := $(wildcard cli/*.c)
 UNIT_SRC := $(wildcard tests/unit/test_*.c)

@@ -1,155 +1,170 @@
-/* bisup eval: perplexity of a text.
- *
- * Protocol, as published results use it: the whole text is encoded once (with the tokens the model expects
- * around a text), cut into windows of `context` tokens that do not overlap, and each window is predicted on its
- * own; its first token is not scored, and a last, shorter window is scored too unless it has a single token.
- * Perplexity is exp of the mean negative log-likelihood of all scored tokens.
- */
-#include <math.h>
-#include <stdio.h>
+/* bisup eval: opens what a measurement needs, and starts it. The protocols are in docs/evaluation.md. */
+#include <string.h>
 
-#include "cli/cli.h"
-#include "common/alloc.h"
-#include "common/clock.h"
+#include "cli/eval.h"
 #include "common/file.h"
-#include "common/progress.h"
-#include "runtime/forward.h"
 #include "runtime/kv_pages.h"
-#include "runtime/model/model.h"
-#include "runtime/sampler.h"
 
-enum { TEXT_MAX = 1 << 30, LOGIT_ROWS = 64 };
+enum { PROMPT_MAX = 1 << 24, REFERENCE_KV_BITS = 32 };
 
-typedef struct evaluation {
-    const cfg_options *options;
-    rt_model *model;
-    const rt_model_config *config;
-    rt_tokenizer *tokenizer;
-    kn_backend *backend;
-    rt_kv_pages *pages;
-    rt_forward *forward;
-    rt_tokens tokens;
-    int context, kv_bits;
-    int32_t *page_numbers; /* of one window */
-    double nll;            /* sum over scored tokens */
-    uint64_t scored;
-} evaluation;
+/* ---- Columns --------------------------------------------------------------------------------- */
 
-static bis_status open_all(evaluation *e, bis_error *error) {
-    const cfg_options *options = e->options;
-    bis_status status = rt_model_open(options->model, &e->model, error);
-    if (!status) status = rt_tokenizer_open(options->model, &e->tokenizer, error);
-    if (status) return status;
-    e->config = rt_model_get_config(e->model);
-    e->context = options->context ? options->context : e->config->context;
-    if (e->context < 2 || e->context > e->config->context) {
-        return bis_fail(error, BIS_ERR_INVALID, "context is %d: use 2 to %d for this model", e->context,
-                        e->config->context);
+eval_columns eval_choose_columns(const cfg_options *options, int kv_bits, bool with_prompt, bool with_none) {
+    eval_columns columns = {.named = with_prompt};
+    if (!with_prompt) {
+        columns.prompts[columns.count++] = EVAL_PROMPT_NONE;
+        return columns;
     }
-    status = rt_kv_bits(e->config, options->kv_bits, &e->kv_bits, error);
-    if (status) return status;
-    rt_kv_count pages = rt_kv_pages_need(e->kv_bits, 0, e->context);
-    status = kn_cpu_open(options->threads, options->cpu_isa, e->context, rt_kv_low_head_dim(e->config, e->kv_bits),
-                         &e->backend, error);
-    if (!status) status = rt_kv_pages_open(e->config, e->kv_bits, pages, &e->pages, error);
-    if (!status) status = rt_forward_open(e->model, e->backend, LOGIT_ROWS, LOGIT_ROWS, e->context, &e->forward, error);
-    if (status) return status;
-    e->page_numbers = bis_calloc((size_t)pages.full + (size_t)pages.low, sizeof *e->page_numbers);
-    if (!e->page_numbers) return bis_fail(error, BIS_ERR_NOMEM, "no memory for the evaluation");
-    rt_kv_pages_take(e->pages, pages, e->page_numbers);
-    return BIS_OK;
+    bool all = !strcmp(options->eval_prompt_kv, "all");
+    for (eval_prompt prompt = EVAL_PROMPT_FULL; prompt < EVAL_PROMPTS; prompt++) {
+        bool differs = prompt == EVAL_PROMPT_FULL || (prompt == EVAL_PROMPT_LOW ? rt_kv_is_low(kv_bits) : with_none);
+        bool wanted = all ? differs : !strcmp(options->eval_prompt_kv, eval_prompt_name(prompt));
+        if (wanted) columns.prompts[columns.count++] = prompt;
+    }
+    return columns;
 }
 
-static bis_status read_tokens(evaluation *e, bis_error *error) {
+const char *eval_prompt_name(eval_prompt prompt) {
+    static const char *const names[EVAL_PROMPTS] = {
+        [EVAL_PROMPT_FULL] = "fp16", [EVAL_PROMPT_LOW] = "low", [EVAL_PROMPT_NONE] = "none"};
+    return names[prompt];
+}
+
+const char *eval_column_name(const eval_columns *columns, int column) {
+    return columns->named ? eval_prompt_name(columns->prompts[column]) : "-";
+}
+
+/* ---- Opening --------------------------------------------------------------------------------- */
+
+static bis_status check_reference(const eval_run *run, bis_error *error) {
+    int vocab = rt_model_get_config(run->model)->vocab, other = rt_model_get_config(run->reference)->vocab;
+    if (vocab == other) return BIS_OK;
+    return bis_fail(error, BIS_ERR_INVALID,
+                    "%s has a vocabulary of %d, but the reference %s one of %d: they have no "
+                    "distance",
+                    run->options->model, vocab, run->options->reference, other);
+}
+
+static bis_status read_prompt(eval_run *run, bis_error *error) {
+    const char *path = run->options->prompt_file;
     bis_buf text = {0};
-    bis_status status = bis_read_file(e->options->text, TEXT_MAX, &text, error);
+    bis_status status = bis_read_file(path, PROMPT_MAX, &text, error);
     if (!status) {
-        status = rt_tokenizer_encode(e->tokenizer, bis_buf_cstr(&text), text.length, RT_ENCODE_ADD_SPECIAL, &e->tokens,
-                                     error);
+        status = rt_tokenizer_encode(run->tokenizer, bis_buf_cstr(&text), text.length,
+                                     RT_ENCODE_ADD_SPECIAL | RT_ENCODE_PARSE_SPECIAL, &run->prompt, error);
     }
     bis_buf_free(&text);
     if (status) return status;
-    if (e->options->limit && e->tokens.count > (size_t)e->options->limit) e->tokens.count = (size_t)e->options->limit;
-    if (e->tokens.count < 2) {
-        return bis_fail(error, BIS_ERR_INVALID, "%s has %zu tokens; at least 2 are needed", e->options->text,
-                        e->tokens.count);
-    }
-    for (size_t i = 0; i < e->tokens.count; i++) {
-        if (e->tokens.ids[i] >= e->config->vocab) {
-            return bis_fail(error, BIS_ERR_FORMAT, "the tokenizer gives id %d, but vocab_size is %d", e->tokens.ids[i],
-                            e->config->vocab);
-        }
+    if (!run->prompt.count) return bis_fail(error, BIS_ERR_INVALID, "%s: the prompt has no tokens", path);
+    int vocab = rt_model_get_config(run->model)->vocab;
+    for (size_t i = 0; i < run->prompt.count; i++) {
+        if (run->prompt.ids[i] < vocab) continue;
+        return bis_fail(error, BIS_ERR_FORMAT, "the tokenizer gives id %d, but vocab_size is %d", run->prompt.ids[i],
+                        vocab);
     }
     return BIS_OK;
 }
 
-/* Rows [first, first + count) of the window that starts at `window`; scores the tokens that follow them. */
-static void score_rows(evaluation *e, size_t window, int first, int count, int window_tokens) {
-    int32_t positions[LOGIT_ROWS], wanted[LOGIT_ROWS];
-    const int32_t *tables[LOGIT_ROWS];
-    for (int i = 0; i < count; i++) {
-        positions[i] = first + i;
-        wanted[i] = i;
-        tables[i] = e->page_numbers;
-    }
-    const int32_t *ids = e->tokens.ids + window;
-    rt_batch batch = {{count, positions, tables, NULL}, ids + first, wanted, count};
-    const float *logits = rt_forward_run(e->forward, rt_kv_pages_cache(e->pages), &batch);
-    for (int i = 0; i < count && first + i + 1 < window_tokens; i++, logits += e->config->vocab) {
-        e->nll += rt_logits_log_sum(logits, e->config->vocab) - (double)logits[ids[first + i + 1]];
-        e->scored++;
-    }
+bis_status eval_open(const cfg_options *options, eval_run *run, bis_error *error) {
+    *run = (eval_run){.options = options};
+    bis_status status = rt_model_open(options->model, &run->model, error);
+    if (!status) status = rt_tokenizer_open(options->model, &run->tokenizer, error);
+    if (!status && options->reference) status = rt_model_open(options->reference, &run->reference, error);
+    if (!status && run->reference) status = check_reference(run, error);
+    if (!status && options->prompt_file) status = read_prompt(run, error);
+    if (!status) status = rt_kv_bits(rt_model_get_config(run->model), options->kv_bits, &run->kv_bits, error);
+    if (status) return status;
+    run->columns = eval_choose_columns(options, run->kv_bits, options->prompt_file != NULL, true);
+    return BIS_OK;
 }
 
-static void score(evaluation *e) {
-    bis_progress progress;
-    bis_progress_start(&progress, "eval", e->tokens.count, e->options->json);
-    for (size_t window = 0; window < e->tokens.count; window += (size_t)e->context) {
-        size_t left = e->tokens.count - window;
-        int window_tokens = left < (size_t)e->context ? (int)left : e->context;
-        for (int first = 0; first < window_tokens - 1; first += LOGIT_ROWS) {
-            int rest = window_tokens - first;
-            score_rows(e, window, first, rest < LOGIT_ROWS ? rest : LOGIT_ROWS, window_tokens);
-            bis_progress_update(&progress, window + (size_t)first);
+bis_status eval_room(const eval_run *run, int *room, bis_error *error) {
+    int context = rt_model_get_config(run->model)->context;
+    int other = run->reference ? rt_model_get_config(run->reference)->context : context;
+    if (other < context) context = other;
+    if (run->prompt.count + 2 > (size_t)context) {
+        return bis_fail(error, BIS_ERR_LIMIT,
+                        "the prompt of %zu tokens leaves no room in the context of %d: shorten %s", run->prompt.count,
+                        context, run->options->prompt_file);
+    }
+    *room = context - (int)run->prompt.count;
+    return BIS_OK;
+}
+
+/* A lane of the reference with the column's prompt: an earlier column's, or a new one. */
+static bis_status open_reference_lane(eval_run *run, int column, const int32_t *prompt, int prompt_count,
+                                      bis_error *error) {
+    for (int earlier = 0; earlier < column; earlier++) {
+        if (ev_lane_prefix_count(run->reference_lanes[earlier]) != prompt_count) continue;
+        run->reference_lanes[column] = run->reference_lanes[earlier];
+        return BIS_OK;
+    }
+    ev_kv kv = {.bits = REFERENCE_KV_BITS, .full_prefix = true};
+    return ev_lane_open(run->reference_runner, kv, prompt, prompt_count, &run->reference_lanes[column], error);
+}
+
+static bis_status open_column(eval_run *run, int column, bis_error *error) {
+    eval_prompt prompt = run->columns.prompts[column];
+    int count = prompt == EVAL_PROMPT_NONE ? 0 : (int)run->prompt.count;
+    ev_kv kv = {.bits = run->kv_bits, .full_prefix = prompt == EVAL_PROMPT_FULL};
+    bis_status status = ev_lane_open(run->runner, kv, run->prompt.ids, count, &run->lanes[column], error);
+    if (status || !run->reference) return status;
+    return open_reference_lane(run, column, run->prompt.ids, count, error);
+}
+
+bis_status eval_open_lanes(eval_run *run, int room, bis_error *error) {
+    const cfg_options *options = run->options;
+    int positions = room + (int)run->prompt.count;
+    int low_head_dim = rt_kv_low_head_dim(rt_model_get_config(run->model), run->kv_bits);
+    bis_status status = kn_cpu_open(options->threads, options->cpu_isa, positions, low_head_dim, &run->backend, error);
+    if (!status) status = ev_runner_open(run->model, run->backend, positions, &run->runner, error);
+    if (!status && run->reference) {
+        status = ev_runner_open(run->reference, run->backend, positions, &run->reference_runner, error);
+    }
+    for (int i = 0; i < run->columns.count && !status; i++) status = open_column(run, i, error);
+    return status;
+}
+
+void eval_close(eval_run *run) {
+    for (int i = 0; i < run->columns.count; i++) {
+        ev_lane_close(run->lanes[i]);
+        bool shared = false;
+        for (int earlier = 0; earlier < i; earlier++) {
+            shared |= run->reference_lanes[earlier] == run->reference_lanes[i];
         }
+        if (!shared) ev_lane_close(run->reference_lanes[i]);
     }
-    bis_progress_finish(&progress);
+    ev_runner_close(run->runner);
+    ev_runner_close(run->reference_runner);
+    if (run->backend) run->backend->ops->close(run->backend);
+    rt_tokenizer_close(run->tokenizer);
+    rt_model_close(run->model);
+    rt_model_close(run->reference);
+    rt_tokens_free(&run->prompt);
 }
 
-static int print_result(const evaluation *e, double seconds) {
-    double mean = e->nll / (double)e->scored;
-    bis_buf out = {0};
-    if (e->options->json) {
-        bis_buf_printf(&out,
-                       "{\"tokens\":%llu,\"ppl\":%.6f,\"nll\":%.8f,\"context\":%d,\"kv_bits\":%d,\"seconds\":%.2f}\n",
-                       (unsigned long long)e->scored, exp(mean), mean, e->context, e->kv_bits, seconds);
-    } else {
-        bis_buf_printf(&out, "perplexity %.4f over %llu tokens, windows of %d, %d-bit KV (%.1f s, %.0f tokens/s)\n",
-                       exp(mean), (unsigned long long)e->scored, e->context, e->kv_bits, seconds,
-                       (double)e->tokens.count / seconds);
-    }
-    return cli_print(&out);
+/* ---- JSON ------------------------------------------------------------------------------------ */
+
+void eval_json_number(bis_buf *out, const char *name, double value) {
+    if (value - value == 0) bis_buf_printf(out, "\"%s\":%.10g", name, value);
+    else bis_buf_printf(out, "\"%s\":null", name); /* infinite or not a number: JSON has no word for it */
+}
+
+void eval_json_prompt(bis_buf *out, const eval_columns *columns, int column, size_t prompt_tokens, int kv_bits) {
+    if (columns->named) bis_buf_printf(out, "\"prompt_kv\":\"%s\",", eval_column_name(columns, column));
+    else bis_buf_puts(out, "\"prompt_kv\":null,");
+    bis_buf_printf(out, "\"prompt_tokens\":%zu,\"kv_bits\":%d",
+                   columns->prompts[column] == EVAL_PROMPT_NONE ? (size_t)0 : prompt_tokens, kv_bits);
 }
 
 int cli_eval(const cfg_options *options) {
-    evaluation e = {.options = options};
+    if (!strcmp(options->task, "facts")) return eval_facts(options);
+    eval_run run;
     bis_error error;
-    bis_status status = open_all(&e, &error);
-    if (!status) status = read_tokens(&e, &error);
     int exit_status;
-    if (status) {
-        exit_status = cli_fail(&error);
-    } else {
-        double start = bis_now_seconds();
-        score(&e);
-        exit_status = print_result(&e, bis_now_seconds() - start);
-    }
-    rt_forward_close(e.forward);
-    rt_kv_pages_close(e.pages);
-    if (e.backend) e.backend->ops->close(e.backend);
-    rt_tokenizer_close(e.tokenizer);
-    rt_model_close(e.model);
-    rt_tokens_free(&e.tokens);
-    bis_free(e.page_numbers);
+    if (eval_open(options, &run, &error)) exit_status = cli_fail(&error);
+    else if (!strcmp(options->task, "perplexity")) exit_status = eval_perplexity(&run);
+    else exit_status = eval_choices(&run, !strcmp(options->task, "mmlu") ? EV_MMLU : EV_HELLASWAG);
+    eval_close(&run);
     return exit_status;
 }

@@ -26,9 +26,12 @@ static const command_text commands[CFG_COMMAND_COUNT] = {
     [CFG_BENCH] = {"bench", "MODEL | --shape CONFIG.json [options]", "Measure tokens a second of prefill and decode.",
                    "bisup bench models/demo --batch 1,4,8\n"
                    "bisup bench --shape tools/shapes/110m.json --type f16 --threads 4 --json"},
-    [CFG_EVAL] = {"eval", "MODEL --text FILE [options]", "Measure how well a model predicts a text (perplexity).",
-                  "bisup eval models/demo --text story.txt\n"
-                  "bisup eval models/demo --text story.txt --context 512 --limit 20000 --json"},
+    [CFG_EVAL] = {"eval", "MODEL --text FILE | --task NAME --data PATH [options]",
+                  "Measure quality: perplexity, distance to a reference model, tasks.",
+                  "bisup eval models/demo --text story.txt --context 512\n"
+                  "bisup eval out/w4 --text story.txt --reference models/demo --prompt system.txt --json\n"
+                  "bisup eval models/demo --task hellaswag --data hellaswag_val_full.txt --limit 400\n"
+                  "bisup eval out/w4 --task facts --data questions.jsonl --kv-bits 3"},
     [CFG_QUANTIZE] = {"quantize", "MODEL OUT --calibration FILE [options]",
                       "Write a quantized model that every other command reads.",
                       "bisup quantize models/demo demo-w4 --calibration text.txt --samples 64 --seq-len 256\n"

@@ -75,6 +75,14 @@ static cfg_option find_option(cfg_command command, const char *name, size_t leng
     return found;
 }
 
+/* The same for a configuration file's key: a setting, also where the command has a flag of its own with this name. */
+static cfg_option find_setting(const char *name, cfg_command command) {
+    for (cfg_option option = 0; option < CFG_OPTION_COUNT; option++) {
+        if (cfg_table[option].environment && !strcmp(cfg_table[option].name, name)) return option;
+    }
+    return find_option(command, name, strlen(name));
+}
+
 /* "; did you mean --port?" for the nearest of the names (which all have `prefix` before them), or "". */
 static const char *suggest(const char *prefix, const char *word, const char *const *names, size_t count, char *text,
                            size_t size) {
@@ -103,7 +111,7 @@ static bis_status refuse_key(const cfg_options *options, int line, const char *n
 
 static bis_status take_file_setting(void *user, int line, const char *name, const char *value, bis_error *error) {
     cfg_options *options = user;
-    cfg_option option = find_option(options->command, name, strlen(name));
+    cfg_option option = find_setting(name, options->command);
     bool known = option != CFG_OPTION_COUNT;
     if (!known || !cfg_table[option].environment || option == CFG_OPTION_config) {
         return refuse_key(options, line, name, known, error);
@@ -289,6 +297,32 @@ static bis_status refuse_pair(bool wrong, const char *why, bis_error *error) {
     return wrong ? bis_fail(error, BIS_ERR_INVALID, "%s", why) : BIS_OK;
 }
 
+static bis_status check_eval(const cfg_options *options, bis_error *error) {
+    bool text = !strcmp(options->task, "perplexity"), facts = !strcmp(options->task, "facts");
+    bool prompt_kv = cfg_option_given(options, CFG_OPTION_eval_prompt_kv);
+    bool context = cfg_option_given(options, CFG_OPTION_context);
+    bis_status status = BIS_OK;
+    if (text) status = require(options->text != NULL, "--text FILE", CFG_EVAL, error);
+    else status = require(options->data != NULL, "--data PATH for this task", CFG_EVAL, error);
+    const struct {
+        bool wrong;
+        const char *why;
+    } pairs[] = {
+        {text && options->data, "--data is for the questions of --task; the text to predict is --text"},
+        {!text && options->text, "--text is for perplexity; the questions of --task are --data"},
+        {!text && options->reference, "--reference goes with --task perplexity"},
+        {!text && context, "--context goes with --task perplexity"},
+        {facts && options->prompt_file, "--prompt is not for facts: their system messages are the prompt"},
+        {facts && !strcmp(options->eval_prompt_kv, "none"),
+         "facts stand in the prompt: --prompt-kv none leaves them out"},
+        {!facts && prompt_kv && !options->prompt_file, "--prompt-kv goes with --prompt FILE"},
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs && !status; i++) {
+        status = refuse_pair(pairs[i].wrong, pairs[i].why, error);
+    }
+    return status;
+}
+
 static bis_status check_command(const cfg_options *options, bis_error *error) {
     cfg_command command = options->command;
     bool model = options->model != NULL;
@@ -308,6 +342,7 @@ static bis_status check_command(const cfg_options *options, bis_error *error) {
         status = require(options->prompt != NULL, "--prompt TEXT", command, error);
         if (!status) status = refuse_pair(options->system && !options->chat, "--system goes with --chat", error);
     }
+    if (!status && command == CFG_EVAL) status = check_eval(options, error);
     if (!status && command == CFG_QUANTIZE) {
         bool calibrates = strcmp(options->method, "rtn") != 0;
         status = require(options->out != NULL, "OUT, the folder to write, after the model", command, error);
@@ -315,7 +350,6 @@ static bis_status check_command(const cfg_options *options, bis_error *error) {
             status = require(options->calibration != NULL, "--calibration FILE (all methods but rtn)", command, error);
         }
     }
-    if (!status && command == CFG_EVAL) status = require(options->text != NULL, "--text FILE", command, error);
     return status;
 }
 

@@ -100,7 +100,7 @@ static void tell_step(void *user, int done, int total) {
 static bis_status tune(const qz_job *job, int layer, qz_block *block, qz_tuned *tuned, bis_error *error) {
     qz_activations *data = job->data;
     float clip[QZ_SITES];
-    for (int site = 0; site < QZ_SITES; site++) clip[site] = job->method->act_clip;
+    for (int site = 0; site < QZ_SITES; site++) clip[site] = qz_method_act_clip(job->method, job->spec->act_bits);
     qz_pass pass = {.compute = job->compute,
                     .block = block,
                     .spec = job->spec,
@@ -168,7 +168,7 @@ static bis_status round_block(const qz_job *job, qz_block *block, const float *a
         qz_round_options options = {
             .format = {spec->weight_bits, spec->group, spec->weight_symmetric, spec->outliers[site]},
             .grid = tuned ? &tuned->grid[l] : NULL,
-            .clip = job->method->weight_clip,
+            .clip = qz_method_weight_clip(job->method, spec->weight_bits),
             .hessian = uses_hessian(job) ? &h.of[site] : NULL,
             .damp = HESSIAN_DAMP};
         status = qz_round(block->weight[l], qz_linear_rows(&block->shape, l), qz_linear_cols(&block->shape, l),
@@ -189,7 +189,7 @@ static bis_status make_block(const qz_job *job, int layer, const char *path, qz_
     float act_clip[QZ_SITES];
     bool clips = job->spec->act_bits != KN_NOT_QUANTIZED;
     bis_status status = BIS_OK;
-    for (int site = 0; site < QZ_SITES; site++) act_clip[site] = clips ? job->method->act_clip : 1.0f;
+    for (int site = 0; site < QZ_SITES; site++) act_clip[site] = qz_method_act_clip(job->method, job->spec->act_bits);
     if (reorders(job)) status = qz_reorder_block(block, (const double *const *)seen->sums, error);
     if (!status && tunes(job)) {
         status = tune(job, layer, block, &tuned, error);

@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-enum { OUTLIER_STEP = 8, OUTLIERS_WIDE = 128, WIDE = 4096, OUTLIER_SHARE = 32 };
+enum { OUTLIER_STEP = 8, OUTLIERS_WIDE = 128, WIDE = 4096, OUTLIER_SHARE = 32, WHOLE_RANGE = 8 };
 
 static const qz_method methods[] = {
     {"rtn", QZ_BASE_PLAIN, .weight_clip = 1, .act_clip = 1},
@@ -19,6 +19,10 @@ const qz_method *qz_method_find(const char *name) {
     }
     return NULL;
 }
+
+double qz_method_weight_clip(const qz_method *method, int bits) { return bits < WHOLE_RANGE ? method->weight_clip : 1; }
+
+float qz_method_act_clip(const qz_method *method, int bits) { return bits < WHOLE_RANGE ? method->act_clip : 1; }
 
 const char *qz_base_name(qz_base base) {
     switch (base) {

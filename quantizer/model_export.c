@@ -123,12 +123,14 @@ static cJSON *describe_outliers(const qz_spec *spec) {
 
 static cJSON *describe(const qz_export *e) {
     const qz_spec *spec = e->spec;
+    qz_base base = e->method->base;
+    if (base == QZ_BASE_ATOM && !spec->outliers[QZ_SITE_ATTN]) base = QZ_BASE_PLAIN; /* nothing was reordered */
     cJSON *object = cJSON_CreateObject();
     cJSON *outliers = describe_outliers(spec);
     bool ok = object && outliers && cJSON_AddStringToObject(object, "quant_method", "bisup") &&
               cJSON_AddNumberToObject(object, "version", FORMAT_VERSION) &&
               cJSON_AddStringToObject(object, "method", e->method->name) &&
-              cJSON_AddStringToObject(object, "base", qz_base_name(e->method->base)) &&
+              cJSON_AddStringToObject(object, "base", qz_base_name(base)) &&
               cJSON_AddNumberToObject(object, "weight_bits", spec->weight_bits) &&
               cJSON_AddNumberToObject(object, "activation_bits", spec->act_bits) &&
               cJSON_AddNumberToObject(object, "kv_bits", spec->kv_bits) &&

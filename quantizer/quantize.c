@@ -59,6 +59,12 @@ static bis_status open_model(quantize_run *run, bis_error *error) {
     const qz_options *o = run->options;
     run->method = qz_method_find(o->method);
     if (!run->method) return bis_fail(error, BIS_ERR_INVALID, "unknown method '%.40s'", o->method);
+    if (o->weight_bits == KN_NOT_QUANTIZED && o->act_bits != KN_NOT_QUANTIZED) {
+        return bis_fail(error, BIS_ERR_INVALID,
+                        "--bits W16A%dKV%d: with W16 only A16 can be run; quantize the weights "
+                        "too, or only the KV cache",
+                        o->act_bits, o->kv_bits);
+    }
     bis_status status = qz_run_folder_check(o->model, o->out, o->force, error);
     if (!status) status = rt_model_open(o->model, &run->model, error);
     if (status) return status;

@@ -103,7 +103,7 @@ static void option_names_are_unique_in_a_command_and_among_settings(void **state
     (void)state;
     for (int a = 0; a < CFG_OPTION_COUNT; a++) {
         for (int b = 0; b < a; b++) {
-            bool settings = cfg_table[a].environment || cfg_table[b].environment;
+            bool settings = cfg_table[a].environment && cfg_table[b].environment;
             bool together = settings || (cfg_table[a].commands & cfg_table[b].commands);
             if (together) assert_string_not_equal(cfg_table[a].name, cfg_table[b].name);
         }
@@ -260,6 +260,23 @@ static void files_may_have_comments_blanks_and_any_line_ends(void **state) {
     assert_string_equal(options.model_name, "a=b#c");
     assert_int_equal(options.max_body, 1 << 20);
     assert_int_equal(options.line[CFG_OPTION_max_body], 7);
+    cfg_options_free(&options);
+}
+
+static void a_setting_is_not_a_flag_of_the_same_name(void **state) {
+    (void)state;
+    static const char text[] = "prompt-kv = low\n";
+    cfg_options options;
+    write_file(text, strlen(text));
+    assert_loads(CFG_SERVE, ARGS("m", "--config", file_path), &options);
+    assert_string_equal(options.prompt_kv, "low");
+    cfg_options_free(&options);
+    assert_loads(CFG_EVAL, ARGS("m", "--text", "t", "--config", file_path), &options);
+    assert_string_equal(options.eval_prompt_kv, "all");
+    cfg_options_free(&options);
+    assert_loads(CFG_EVAL, ARGS("m", "--text", "t", "--prompt", "p", "--prompt-kv", "none"), &options);
+    assert_string_equal(options.eval_prompt_kv, "none");
+    assert_string_equal(options.prompt_kv, "fp16");
     cfg_options_free(&options);
 }
 
@@ -706,6 +723,7 @@ int main(void) {
         TEST(variables_of_kubernetes_service_links_are_no_settings),
         TEST(wrong_variables_are_refused_with_the_nearest_name),
         TEST(files_may_have_comments_blanks_and_any_line_ends),
+        TEST(a_setting_is_not_a_flag_of_the_same_name),
         TEST(wrong_files_are_refused_with_their_line),
         TEST(a_line_is_never_cut),
         TEST(a_missing_file_is_named),
