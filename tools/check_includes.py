@@ -21,14 +21,10 @@ ALLOWED = {
     "runtime/tokenizer": ["common/*"],
     "runtime/template": ["common/*", "runtime/tokenizer/tokenizer.h"],
     "quantizer": ["common/*", "kernels/*", "runtime/model/model.h", "runtime/model/safetensors.h",
-<<<<<<< HEAD
                   "runtime/model/metadata.h", "runtime/tokenizer/tokenizer.h", "runtime/rope.h",
                   "runtime/system_memory.h"],
-=======
-                  "runtime/tokenizer/tokenizer.h", "runtime/rope.h"],
     "evaluation": ["common/*", "kernels/backend.h", "runtime/engine.h", "runtime/forward.h", "runtime/kv_pages.h",
                    "runtime/model/model.h", "runtime/tokenizer/tokenizer.h"],
->>>>>>> q-eval
     "server": ["common/*", "config/*", "runtime/engine.h"],
     "cli": ["*"],
     "tests": ["*"],
@@ -43,11 +39,7 @@ OUTSIDE = {
     "pcre2.h": ["runtime/tokenizer/pretokenizer.c"],
     "sentencepiece_processor.h": ["runtime/tokenizer/sentencepiece_wrapper.cc"],
     "cjson/cJSON.h": ["server/openai_*", "runtime/model/*", "runtime/tokenizer/*", "runtime/template/chat.c",
-<<<<<<< HEAD
-                      "quantizer/model_export.c", "tests/*", "tools/*"],
-=======
-                      "evaluation/task_facts.c", "tests/*", "tools/*"],
->>>>>>> q-eval
+                      "quantizer/model_export.c", "evaluation/task_facts.c", "tests/*", "tools/*"],
     "cmocka.h": ["tests/*"],
     "cuda*.h": ["kernels/cuda/*"],
     "cblas.h": ["quantizer/compute.c", "tests/*"],
