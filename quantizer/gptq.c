@@ -248,12 +248,19 @@ static bis_status check_values(const float *w, int rows, int cols, const char *w
 static bis_status check_grid(const qz_round_options *options, int rows, int groups, bis_error *error) {
     const qz_grid *grid = options->grid;
     int levels = kn_bits_find(options->format.bits)->levels;
+    bool has_zeros = !options->format.symmetric;
+    if (has_zeros && !grid->zeros) return bis_fail(error, BIS_ERR_INVALID, "an asymmetric grid needs its zeros");
     for (size_t i = 0; i < (size_t)rows * (size_t)groups; i++) {
-        bool good = grid->scales[i] > 0 && isfinite(kn_f16_to_f32(kn_f32_to_f16(grid->scales[i]))) &&
-                    kn_f32_to_f16(grid->scales[i]) && (options->format.symmetric || grid->zeros[i] <= levels);
-        if (good) continue;
-        return bis_fail(error, BIS_ERR_INVALID, "the scale %g of row %zu, group %zu is not one that F16 can store",
-                        (double)grid->scales[i], i / (size_t)groups, i % (size_t)groups);
+        size_t row = i / (size_t)groups, group = i % (size_t)groups;
+        float stored = kn_f16_to_f32(kn_f32_to_f16(grid->scales[i]));
+        if (!(stored > 0 && isfinite(stored))) {
+            return bis_fail(error, BIS_ERR_INVALID, "the scale %g of row %zu, group %zu is not one that F16 can store",
+                            (double)grid->scales[i], row, group);
+        }
+        if (has_zeros && grid->zeros[i] > levels) {
+            return bis_fail(error, BIS_ERR_INVALID, "the zero %d of row %zu, group %zu is above %d", grid->zeros[i],
+                            row, group, levels);
+        }
     }
     return BIS_OK;
 }
@@ -274,6 +281,9 @@ static bis_status check_options(int rows, int cols, const qz_round_options *o, b
     if (o->hessian && o->hessian->width != cols) {
         return bis_fail(error, BIS_ERR_INVALID, "the Hessian's width is %d; the matrix has %d columns",
                         o->hessian->width, cols);
+    }
+    if (o->hessian && !o->hessian->rows) {
+        return bis_fail(error, BIS_ERR_INVALID, "the Hessian is of no rows: give more calibration text");
     }
     if (o->hessian && !(o->damp >= 0 && o->damp < DBL_MAX)) {
         return bis_fail(error, BIS_ERR_INVALID, "damping is %g: use a small number such as 0.01", o->damp);

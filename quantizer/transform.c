@@ -260,7 +260,7 @@ static void rotate_bias(const qz_transform *self, qz_output output, const kn_ten
     int run = output_run(self, output);
     double *x = self->row;
     for (int first = 0; first < bias->cols; first += run) {
-        for (int i = 0; i < run; i++) x[i] = kn_tensor_get(bias, (size_t)(first + i));
+        for (int i = 0; i < run; i++) x[i] = kn_tensor_get(bias, (size_t)first + (size_t)i);
         rotate_output(self, output, x);
         for (int i = 0; i < run; i++) out[first + i] = (qz_real)x[i];
     }

@@ -1,5 +1,6 @@
 /* Function-preserving transforms of the base methods: Atom's reordering (arXiv 2310.19102), QuaRot's rotations (arXiv
- * 2404.00456). Computed in double, in streaming fashion: a block's weights are made when asked for.
+ * 2404.00456). Computed in double, in streaming fashion: a block's weights are made when asked for. A transform holds
+ * scratch memory: one thread at a time uses it.
  */
 #ifndef BISUP_QUANTIZER_TRANSFORM_H
 #define BISUP_QUANTIZER_TRANSFORM_H
@@ -11,7 +12,8 @@ typedef enum qz_base { QZ_BASE_PLAIN, QZ_BASE_ATOM, QZ_BASE_QUAROT } qz_base;
 
 typedef struct qz_transform qz_transform;
 
-/* Borrows the model until closing. seed: of QuaRot's random signs. */
+/* Borrows the model until closing. seed: of QuaRot's random signs. Refuses embedding, head or final norm that are not
+ * finite. */
 bis_status qz_transform_open(const rt_model *model, qz_base base, uint64_t seed, qz_transform **out, bis_error *error);
 void qz_transform_close(qz_transform *transform); /* NULL is allowed */
 
@@ -32,7 +34,9 @@ bool qz_transform_tied(const qz_transform *transform); /* the result's embedding
 
 /* Atom: orders each site's columns by importance (the diagonal of the site's Hessian), rising, so that the largest are
  * last; permutes the columns of its linears, sets block->order; for QZ_SITE_DOWN permutes the rows of gate and up (and
- * their biases) instead. importance[site] is in natural order, [qz_site_width]; equal values keep their order. */
+ * their biases) instead. importance[site] is in natural order, [qz_site_width]; equal values keep their order. Not for
+ * QuaRot, whose transforms stand between gate, up and down. On failure (importance that is not finite, a block with an
+ * order already, no memory) the block is as it was. */
 bis_status qz_reorder_block(qz_block *block, const double *const importance[QZ_SITES], bis_error *error);
 
 #endif

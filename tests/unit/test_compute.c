@@ -99,7 +99,7 @@ static void test_threads_do_not_disturb_each_other(void **state) {
 static void test_the_lock_is_in_place(void **state) {
     (void)state;
     static const char marker = 0; /* something of this program */
-    Dl_info found, own;
+    Dl_info found = {0}, own = {0};
     void *function = dlsym(RTLD_DEFAULT, "blas_memory_alloc");
     assert_non_null(function);
     assert_true(dladdr(function, &found) != 0 && dladdr(&marker, &own) != 0);

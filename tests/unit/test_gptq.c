@@ -149,7 +149,7 @@ static void test_nearest_codes_are_those_of_the_format(void **state) {
         for (int i = 0; i < 4; i++) {
             for (int k = 0; k < 2; k++) {
                 int rows = 133, cols = widths[i];
-                float *w = random_matrix(rows, cols, 0.05, (uint64_t)(f * 10 + i)), *rounded;
+                float *w = random_matrix(rows, cols, 0.05, (uint64_t)f * 10 + (uint64_t)i), *rounded;
                 for (int c = 0; c < cols; c++) w[2 * cols + c] = 0; /* groups of zeros */
                 for (int c = 0; c < cols; c++) w[3 * cols + c] = fabsf(w[3 * cols + c]);
                 for (int c = 0; c < cols; c++) w[4 * cols + c] = 0.25f * (float)(c % 13 - 6); /* ties */
@@ -627,6 +627,17 @@ static void test_what_cannot_be_rounded_is_refused(void **state) {
     qz_grid grid = {scales, NULL};
     options.grid = &grid;
     check_refused(w, rows, cols, &options, "row 2, group 1");
+    scales[7] = 1e6f;
+    check_refused(w, rows, cols, &options, "row 2, group 1");
+    scales[7] = 0.01f;
+    options.format.symmetric = false;
+    check_refused(w, rows, cols, &options, "needs its zeros");
+    uint8_t zeros[4 * 3] = {[5] = 16};
+    grid.zeros = zeros;
+    check_refused(w, rows, cols, &options, "the zero 16 of row 1, group 2 is above 15");
+    hessian.rows = 0;
+    check_refused(w, rows, cols, &good, "of no rows");
+    hessian.rows = 40;
     qz_packed packed = round_or_fail(w, rows, cols, &good);
     qz_packed_free(&packed);
     qz_hessian_free(&hessian);
@@ -642,6 +653,7 @@ static void test_more_damping_is_tried_once(void **state) {
     bis_error error;
     assert_int_equal(qz_hessian_open(NULL, cols, &hessian, &error), BIS_OK);
     for (int i = 0; i < cols * cols; i++) hessian.sum[i] = i / cols == i % cols ? 1 : 0;
+    hessian.rows = 1;
     hessian.sum[1] = hessian.sum[cols] = 1.05f; /* the least eigenvalue is -0.05 */
     qz_round_options options = {.format = {4, 32, true, 0}, .clip = 1, .hessian = &hessian, .damp = 0.01};
     float *rounded = copy_of(w, rows * cols);
