@@ -179,8 +179,8 @@ static void tell_block(const quantize_run *run, int layer) {
         used += snprintf(text + used, sizeof text - (size_t)used, ": error %.3g, was %.3g", b->error, b->input_error);
     }
     if (run->method->tune) {
-        used += snprintf(text + used, sizeof text - (size_t)used, "; tuned from %.3g to %.3g in epoch %.0f",
-                         b->loss_before, b->loss_after, b->best_epoch);
+        snprintf(text + used, sizeof text - (size_t)used, "; tuned from %.3g to %.3g in epoch %.0f", b->loss_before,
+                 b->loss_after, b->best_epoch);
     }
     double elapsed = bis_now_seconds() - run->meter.bar.started, done = run->meter.done;
     double left = done > 0 ? elapsed * ((double)run->meter.bar.total - done) / done : 0;

@@ -160,7 +160,7 @@ static bis_status compare_run(const char *path, const bis_buf *identity, bool *k
 /* The folder is locked: decides whether its blocks are of this run. */
 static bis_status enter(qz_run_folder *folder, const bis_buf *identity, bool *foreign, bis_error *error) {
     char path[PATH_MAX];
-    bool known, same;
+    bool known = false, same = false;
     bis_status status = join(path, folder->partial, run_name, error);
     if (!status) status = compare_run(path, identity, &known, &same, error);
     *foreign = status || (known && !same && !folder->force);

@@ -23,6 +23,7 @@
 #include "quantizer/calibration.h"
 #include "quantizer/memory_plan.h"
 #include "quantizer/method.h"
+#include "quantizer/quantize.h"
 #include "quantizer/run_folder.h"
 #include "quantizer/safetensors_writer.h"
 #include "quantizer/tune.h"
@@ -522,6 +523,41 @@ static void a_seven_billion_model_fits_in_24_gigabytes(void **state) {
     assert_non_null(strstr(error.text, "--samples"));
 }
 
+/* ---- Allocation failures ---- */
+
+/* Every allocation of a whole run fails in turn: an error, and nothing is left. */
+static void a_run_without_memory_leaves_nothing(void **state) {
+    (void)state;
+    bis_error error;
+    char out[256];
+    scratch_make();
+    snprintf(out, sizeof out, "%s", scratch_path("out"));
+    qz_options options = {.model = "tests/golden/models/qwen2-tied",
+                          .out = out,
+                          .method = "rtn",
+                          .weight_bits = 4,
+                          .act_bits = 4,
+                          .kv_bits = 4,
+                          .group = 32,
+                          .threads = 1,
+                          .quiet = true};
+    qz_summary summary;
+    for (long successes = 0;; successes++) {
+        bis_alloc_fail_after(successes);
+        bis_status status = qz_quantize(&options, &summary, &error);
+        bis_alloc_fail_after(-1);
+        if (!status) break;
+        if (status != BIS_ERR_NOMEM) fail_msg("after %ld allocations: %s", successes, error.text);
+        assert_int_equal(access(out, F_OK), -1);
+        assert_int_equal(access(scratch_path("out.partial"), F_OK), -1);
+        assert_true(successes < 100000);
+    }
+    assert_true(summary.bits_per_weight > 4 && summary.bits_per_weight < 5);
+    qz_summary_free(&summary);
+    shell("rm -rf '%s/out'", scratch_path("."));
+    scratch_remove();
+}
+
 #define TEST(name) cmocka_unit_test_teardown(name, tear_down)
 
 int main(void) {
@@ -542,6 +578,7 @@ int main(void) {
         TEST(only_safe_places_are_written),
         TEST(a_forced_run_replaces_only_when_it_is_done),
         TEST(a_seven_billion_model_fits_in_24_gigabytes),
+        TEST(a_run_without_memory_leaves_nothing),
     };
     return cmocka_run_group_tests_name("quantize", tests, NULL, NULL);
 }
