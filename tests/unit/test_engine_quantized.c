@@ -122,7 +122,17 @@ static void run(const rt_engine_options *options, const prompts *p, bool togethe
     rt_engine_close(engine);
 }
 
-static void assert_same(const answer *a, const answer *b) { assert_memory_equal(a, b, REQUESTS * sizeof *a); }
+static bool is_same(const answer *a, const answer *b) {
+    bool same = a->count == b->count;
+    for (int i = 0; i < NEW_TOKENS; i++) {
+        same = same && a->tokens[i] == b->tokens[i] && a->logprobs[i] == b->logprobs[i];
+    }
+    return same;
+}
+
+static void assert_same(const answer *a, const answer *b) {
+    for (int i = 0; i < REQUESTS; i++) assert_true(is_same(&a[i], &b[i]));
+}
 
 /* kv_bytes for a cache of about so many pages for tokens outside spans. */
 static uint64_t bytes_for(const rt_engine_options *options, uint64_t pages) {
@@ -196,8 +206,7 @@ static void a_span_matters_where_it_should(void **state) {
         run(&options, &with, true, low);
         assert_same(none, low);
         for (int i = 0; i < REQUESTS; i++) {
-            bool same = !memcmp(&spans[i], &none[i], sizeof spans[i]);
-            assert_int_equal(same, kv_bits == 16 || with.system[i] == 0);
+            assert_int_equal(is_same(&spans[i], &none[i]), kv_bits == 16 || with.system[i] == 0);
         }
     }
 }
@@ -209,9 +218,9 @@ static void memory_is_divided_and_told(void **state) {
     rt_engine_options options = options_for(1, 16, 32);
     rt_engine *engine = open_engine(&options);
     rt_engine_get_info(engine, &info);
+    assert_string_equal(info.weight_type, "W3A3");
     rt_engine_close(engine);
     assert_int_equal(info.kv_bits, 3); /* the model's own */
-    assert_string_equal(info.weight_type, "W3A3");
     assert_int_equal(info.kv_tokens, 16 * 256 * 5 / 4);
     assert_int_equal(info.kv_prompt_tokens, 16 * 256 / 4);
     /* 2 layers, K and V, 2 heads: 16 numbers in F16, or of 3 bits with two F16 numbers */

@@ -76,7 +76,7 @@ static void make_input(const reference *r, const qm_layer *layer, int site, int 
     const qm_spec *spec = &r->m->spec;
     float ordered[WIDTH_MAX] = {0}, scales[WIDTH_MAX];
     int8_t codes[WIDTH_MAX];
-    double natural[WIDTH_MAX];
+    double natural[WIDTH_MAX] = {0};
     const int32_t *order = r->mistake == NATURAL_ORDER ? NULL : layer->order[site];
     memcpy(natural, x, (size_t)width * sizeof *x);
     for (int c = 0; c < width; c++) x[c] = natural[order ? order[c] : c];
@@ -102,7 +102,7 @@ static void rope(double *x, int position, int head_dim) {
 /* x becomes what the cache gives back. */
 static void store(const reference *r, int token, double *x) {
     int width = r->m->spec.head_dim, bits = r->kv_bits;
-    float single[WIDTH_MAX];
+    float single[WIDTH_MAX] = {0};
     for (int i = 0; i < width; i++) single[i] = (float)x[i];
     if (bits < 16 && token >= (r->mistake == NO_SPAN ? 0 : r->span)) {
         uint8_t stream[WIDTH_MAX];
@@ -117,7 +117,7 @@ static void store(const reference *r, int token, double *x) {
 
 /* x[0], x[stride], ... */
 static void transform(const kn_hadamard *hadamard, int stride, double *x) {
-    double vector[WIDTH_MAX], scratch[WIDTH_MAX];
+    double vector[WIDTH_MAX] = {0}, scratch[WIDTH_MAX];
     int size = kn_hadamard_size(hadamard);
     for (int i = 0; i < size; i++) vector[i] = x[i * stride];
     kn_hadamard_apply_double(hadamard, vector, scratch);
@@ -138,12 +138,12 @@ static void keep_key(const reference *r, int token, double *k) {
 static void attend(const reference *r, int token) {
     const qm_spec *s = &r->m->spec;
     int width = s->head_dim, group = s->heads / s->kv_heads;
-    size_t q_row = (size_t)(s->heads * width), kv_row = (size_t)(s->kv_heads * width);
+    size_t q_row = (size_t)s->heads * (size_t)width, kv_row = (size_t)s->kv_heads * (size_t)width;
     for (int h = 0; h < s->heads; h++) {
-        double weights[TOKENS], most = -INFINITY, sum = 0;
-        const double *q = r->q + (size_t)token * q_row + (size_t)(h * width);
-        double *out = r->o + (size_t)token * q_row + (size_t)(h * width);
-        size_t head = (size_t)(h / group * width);
+        double weights[TOKENS] = {0}, most = -INFINITY, sum = 0;
+        const double *q = r->q + (size_t)token * q_row + (size_t)h * (size_t)width;
+        double *out = r->o + (size_t)token * q_row + (size_t)h * (size_t)width;
+        size_t head = (size_t)h / (size_t)group * (size_t)width;
         for (int t = 0; t <= token; t++) {
             double dot = 0;
             for (int i = 0; i < width; i++) dot += q[i] * r->k[(size_t)t * kv_row + head + (size_t)i];
@@ -161,10 +161,10 @@ static void attend(const reference *r, int token) {
 static void keys_and_values(const reference *r, const qm_layer *layer, int token) {
     const qm_spec *s = &r->m->spec;
     int width = s->head_dim;
-    double input[WIDTH_MAX];
-    double *q = r->q + (size_t)token * (size_t)(s->heads * width);
-    double *k = r->k + (size_t)token * (size_t)(s->kv_heads * width);
-    double *v = r->v + (size_t)token * (size_t)(s->kv_heads * width);
+    double input[WIDTH_MAX] = {0};
+    double *q = r->q + (size_t)token * (size_t)s->heads * (size_t)width;
+    double *k = r->k + (size_t)token * (size_t)s->kv_heads * (size_t)width;
+    double *v = r->v + (size_t)token * (size_t)s->kv_heads * (size_t)width;
     rmsnorm(r->x + (size_t)token * (size_t)s->hidden, layer->norm1, s->hidden, input);
     make_input(r, layer, QM_ATTN, s->hidden, input);
     multiply(&layer->linear[QM_Q], input, q);
@@ -186,7 +186,7 @@ static void finish_layer(const reference *r, const qm_layer *layer, int token) {
     const qm_spec *s = &r->m->spec;
     int queries = s->heads * s->head_dim;
     double *x = r->x + (size_t)token * (size_t)s->hidden, *o = r->o + (size_t)token * (size_t)queries;
-    double input[WIDTH_MAX], gate[WIDTH_MAX], up[WIDTH_MAX], out[WIDTH_MAX];
+    double input[WIDTH_MAX] = {0}, gate[WIDTH_MAX] = {0}, up[WIDTH_MAX] = {0}, out[WIDTH_MAX] = {0};
     attend(r, token);
     for (int i = 0; r->quarot && r->mistake != NO_HEADS_HADAMARD && i < s->head_dim; i++) {
         transform(r->heads, s->head_dim, o + i);
@@ -216,7 +216,7 @@ static kn_hadamard *open_hadamard(int size) {
 static void run_reference(const qm_model *m, int kv_bits, int span, mistake wrong, const int32_t *tokens,
                           double *logits) {
     const qm_spec *s = &m->spec;
-    size_t hidden = (size_t)s->hidden, queries = (size_t)(s->heads * s->head_dim);
+    size_t hidden = (size_t)s->hidden, queries = (size_t)s->heads * (size_t)s->head_dim;
     reference r = {.m = m, .kv_bits = kv_bits, .span = span, .mistake = wrong};
     r.quarot = !strcmp(s->base, "quarot");
     r.key_before_rope = !r.quarot;
@@ -238,7 +238,7 @@ static void run_reference(const qm_model *m, int kv_bits, int span, mistake wron
     }
     qm_linear head = {.rows = s->vocab, .cols = s->hidden, .w = m->head};
     for (int t = 0; t < TOKENS; t++) {
-        double input[WIDTH_MAX];
+        double input[WIDTH_MAX] = {0};
         rmsnorm(r.x + (size_t)t * hidden, m->final_norm, s->hidden, input);
         multiply(&head, input, logits + (size_t)t * (size_t)s->vocab);
     }
