@@ -10,9 +10,9 @@ PORT      ?= 8080
 ARGS      ?=
 
 # ---- Debian 12 packages: the only install lists of the project -----------------------------------
-PACKAGES_RUN   := libmicrohttpd12 libuv1 libcjson1 libsentencepiece0 libpcre2-8-0 libutf8proc2 libinih1 libopenblas0-serial
+PACKAGES_RUN   := libmicrohttpd12 libuv1 libcjson1 libsentencepiece0 libpcre2-8-0 libutf8proc2 libinih1 libopenblas0-pthread
 PACKAGES_BUILD := gcc g++ make pkg-config libmicrohttpd-dev libuv1-dev libcjson-dev libsentencepiece-dev \
-                  libpcre2-dev libutf8proc-dev libinih-dev uthash-dev libopenblas-serial-dev
+                  libpcre2-dev libutf8proc-dev libinih-dev uthash-dev libopenblas-pthread-dev
 PACKAGES_TEST  := libcmocka-dev python3 python3-jinja2 python3-venv curl git wrk
 PACKAGES_LINT  := clang-format clang-tidy cppcheck
 PACKAGES_FUZZ  := clang libclang-rt-14-dev
@@ -57,9 +57,10 @@ PKG_CFLAGS = $(shell pkg-config --cflags $(PKG) 2>/dev/null)
 PKG_LIBS   = $(shell pkg-config --libs $(PKG) 2>/dev/null) -linih
 CFLAGS_ALL   = -std=c11 -D_GNU_SOURCE $(COMMON) $(WARN_C) $(PKG_CFLAGS) $(SAN_FLAGS) $(CFLAGS)
 CXXFLAGS_ALL = -std=c++17 $(COMMON) $(PKG_CFLAGS) $(SAN_FLAGS) $(CXXFLAGS)
-# The quantizer's matrix products: OpenBLAS without threads of its own, because ours split the work and a server
-# should not carry idle ones. Where that build of it is not in Debian's place, any OpenBLAS will do.
-BLAS_DIR    := $(firstword $(wildcard /usr/lib/*/openblas-serial))
+# The quantizer's matrix products. Not Debian's OpenBLAS without threads: it has no locks either, and products on two
+# of our threads sometimes share a buffer and come out wrong. quantizer/compute.c switches this one's threads off.
+# Where it is not in Debian's place, any OpenBLAS with locks will do.
+BLAS_DIR    := $(firstword $(wildcard /usr/lib/*/openblas-pthread))
 BLAS_LIBS   := $(if $(BLAS_DIR),-L$(BLAS_DIR) -Wl$(comma)-rpath$(comma)$(BLAS_DIR)) -lopenblas
 LIBS         = $(PKG_LIBS) $(BLAS_LIBS) -lpthread -lm -lstdc++
 

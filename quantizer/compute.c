@@ -1,6 +1,7 @@
 #include "quantizer/compute.h"
 
 #include <cblas.h>
+#include <pthread.h>
 #include <sched.h>
 
 #include "common/alloc.h"
@@ -14,6 +15,14 @@ struct qz_compute {
     double operations;
 };
 
+/* One thread a product: ours share the work, and a product must not depend on how many there are. */
+static void use_one_blas_thread(void) { openblas_set_num_threads(1); }
+
+static void prepare_blas(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, use_one_blas_thread);
+}
+
 bis_status qz_compute_open(int threads, qz_compute **out, bis_error *error) {
     if (threads < 0 || threads > THREADS_MAX) {
         return bis_fail(error, BIS_ERR_INVALID, "threads is %d: use 1 to %d, or 0 for one per core", threads,
@@ -24,6 +33,7 @@ bis_status qz_compute_open(int threads, qz_compute **out, bis_error *error) {
     qz_compute *self = bis_calloc(1, sizeof *self);
     if (!self) return bis_fail(error, BIS_ERR_NOMEM, "no memory for the quantizer's threads");
     self->threads = threads;
+    prepare_blas();
     bis_status status = kn_pool_open(threads, &self->pool, error);
     if (status) bis_free(self);
     else *out = self;
@@ -85,6 +95,7 @@ static void gemm_rows(void *argument, int first, int last, int worker) {
 
 void qz_gemm(qz_compute *compute, int m, int n, int k, qz_real alpha, qz_matrix a, qz_matrix b, qz_real beta,
              qz_real *c, int c_stride) {
+    if (!compute) prepare_blas();
     gemm_task task = {n, k, alpha, beta, a, b, c, c_stride};
     qz_parallel(compute, m, ROW_PIECE, gemm_rows, &task);
     if (compute) compute->operations += 2.0 * m * n * k;
