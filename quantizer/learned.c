@@ -8,7 +8,10 @@
 
 enum { WEIGHT_ROWS = 16, COLUMN_STRIPE = 64, ALIGNED = 16 };
 
-static const qz_real CLIP_LOGIT = 4; /* a clip of 0.982 */
+/* Where clips start. At 8 bits a step is so small that hardly any clip pays. */
+enum { FEW_BITS = 4 };
+static const qz_real CLIP_LOGIT = 4, CLIP_LOGIT_MANY_BITS = 8; /* clips of 0.982 and 0.9997 */
+static const float ACT_CLIP_MOST = 0.9F, ACT_CLIP_MOST_MANY_BITS = 1;
 
 static int norm_index(qz_site site) { return site == QZ_SITE_ATTN ? 0 : site == QZ_SITE_FFN ? 1 : -1; }
 
@@ -88,14 +91,16 @@ static size_t lay_out(qz_learned *self, qz_real *memory) {
 }
 
 static void start_parameters(qz_learned *self, uint64_t seed) {
-    qz_real *p = self->parameter;
-    for (size_t i = self->first[QZ_PART_CLIP]; i < self->first[QZ_PART_CLIP + 1]; i++) p[i] = CLIP_LOGIT;
+    qz_real *p = self->parameter, logit = self->pass->spec->weight_bits > FEW_BITS ? CLIP_LOGIT_MANY_BITS : CLIP_LOGIT;
+    float most = self->pass->spec->act_bits > FEW_BITS ? ACT_CLIP_MOST_MANY_BITS : ACT_CLIP_MOST;
+    for (size_t i = self->first[QZ_PART_CLIP]; i < self->first[QZ_PART_CLIP + 1]; i++) p[i] = logit;
     for (int i = 0; i < QZ_LINEARS && self->has[QZ_PART_LOW_RANK]; i++) {
         double deviation = 1 / sqrt(cols_of(self, i));
         for (size_t j = self->a[i]; j < self->b[i]; j++) p[j] = (qz_real)(deviation * qz_random_normal(seed, j));
     }
     for (int i = 0; i < QZ_SITES && self->has[QZ_PART_ACT_CLIP]; i++) {
-        p[self->clip + (size_t)i] = self->pass->act_clip ? (qz_real)self->pass->act_clip[i] : 1;
+        float told = self->pass->act_clip ? self->pass->act_clip[i] : 1;
+        p[self->clip + (size_t)i] = (qz_real)(told < most ? told : most);
     }
 }
 

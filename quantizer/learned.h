@@ -40,8 +40,8 @@ typedef struct qz_learned {
     qz_real *memory;
 } qz_learned;
 
-/* Parameters at their start: no clip to speak of (logits 4), no compensation (B = 0, A random), no smoothing, act
- * clips as told. The pass and its block must stay. */
+/* Parameters at their start: next to no clip of weights, no compensation (B = 0, A random), no smoothing, act clips as
+ * the pass tells but at most 0.9 (not at 8 bits). The pass and its block must stay. */
 bis_status qz_learned_open(const qz_pass *pass, const qz_tune_options *options, qz_learned *out, bis_error *error);
 void qz_learned_close(qz_learned *learned);
 
