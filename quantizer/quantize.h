@@ -22,7 +22,7 @@ typedef struct qz_options {
     const char *prompt;      /* NULL: none */
     int samples, seq_len;    /* qz_calibration_options */
     uint64_t seed;
-    qz_tune_options tune; /* its seed and callback are set here */
+    qz_tune_options tune; /* its seed and callback are set here, and smooth_alpha to 0 for QuaRot */
     bool gptq;
     int threads; /* 0: one per core */
     bool force, quiet;
