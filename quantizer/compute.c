@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/alloc.h"
+#include "common/log.h"
 #include "kernels/cpu/pool.h"
 
 enum { ROW_PIECE = 128, THREADS_MAX = 256 };
@@ -16,10 +17,13 @@ enum { ROW_PIECE = 128, THREADS_MAX = 256 };
  * symbol, which a program's definition takes the place of. Builds that have a lock are not harmed by another. */
 void *blas_memory_alloc(int position);
 
+static bool lock_was_used;
+
 __attribute__((visibility("default"))) void *blas_memory_alloc(int position) {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     static void *(*library_function)(int);
     pthread_mutex_lock(&lock);
+    lock_was_used = true;
     if (!library_function) {
         void *symbol = dlsym(RTLD_NEXT, "blas_memory_alloc");
         memcpy(&library_function, &symbol, sizeof symbol); /* C has no conversion of one to the other */
@@ -35,6 +39,21 @@ struct qz_compute {
     double operations;
 };
 
+static bool blas_may_be_shared; /* by several threads */
+
+static void try_blas(void) {
+    enum { SIDE = 128 }; /* large enough for a work buffer */
+    static float a[SIDE * SIDE], b[SIDE * SIDE], c[SIDE * SIDE];
+    openblas_set_num_threads(1); /* ours share the work, and a product must not depend on how many there are */
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, SIDE, SIDE, SIDE, 1, a, SIDE, b, SIDE, 0, c, SIDE);
+    blas_may_be_shared = lock_was_used || openblas_get_parallel() != OPENBLAS_SEQUENTIAL;
+}
+
+static void prepare_blas(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, try_blas);
+}
+
 bis_status qz_compute_open(int threads, qz_compute **out, bis_error *error) {
     if (threads < 0 || threads > THREADS_MAX) {
         return bis_fail(error, BIS_ERR_INVALID, "threads is %d: use 1 to %d, or 0 for one per core", threads,
@@ -44,6 +63,11 @@ bis_status qz_compute_open(int threads, qz_compute **out, bis_error *error) {
     if (threads == 0) threads = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
     qz_compute *self = bis_calloc(1, sizeof *self);
     if (!self) return bis_fail(error, BIS_ERR_NOMEM, "no memory for the quantizer's threads");
+    prepare_blas();
+    if (threads > 1 && !blas_may_be_shared) {
+        bis_warn("this OpenBLAS cannot serve several threads (it has neither locks nor takes ours): using one");
+        threads = 1;
+    }
     self->threads = threads;
     bis_status status = kn_pool_open(threads, &self->pool, error);
     if (status) bis_free(self);
@@ -106,6 +130,7 @@ static void gemm_rows(void *argument, int first, int last, int worker) {
 
 void qz_gemm(qz_compute *compute, int m, int n, int k, qz_real alpha, qz_matrix a, qz_matrix b, qz_real beta,
              qz_real *c, int c_stride) {
+    if (!compute) prepare_blas();
     gemm_task task = {n, k, alpha, beta, a, b, c, c_stride};
     qz_parallel(compute, m, ROW_PIECE, gemm_rows, &task);
     if (compute) compute->operations += 2.0 * m * n * k;

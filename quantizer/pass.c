@@ -155,7 +155,7 @@ qz_real *qz_run_scratch(const qz_run *run, int worker) { return run->scratch + (
 
 static inline size_t at_row(int row, int width) { return (size_t)row * (size_t)width; }
 
-static const qz_real *rope_row(const qz_run *run, int row) {
+const qz_real *qz_run_rope_row(const qz_run *run, int row) {
     const qz_pass *pass = run->pass;
     return pass->rope_table + at_row(pass->prompt.tokens + row % run->tokens, pass->block->shape.head_dim);
 }
@@ -222,7 +222,7 @@ static void finish_heads(const qz_run *run, int heads, const qz_real *bias, cons
 /* RoPE, and the head's Hadamard where there is one. */
 static void turn_heads(const qz_run *run, int row, int heads, qz_real *x, qz_real *scratch) {
     int width = run->pass->block->shape.head_dim;
-    const qz_real *table = rope_row(run, row);
+    const qz_real *table = qz_run_rope_row(run, row);
     for (int h = 0; h < heads; h++) {
         run->loops->rotate(table, width / 2, 1, x + at_row(h, width));
         if (run->across_head) qz_hadamard(run->across_head, false, x + at_row(h, width), scratch);

@@ -79,6 +79,7 @@ void qz_run_backward(qz_run *run, const qz_receiver *receiver, qz_real *d_output
 /* Inside: attention and its gradient on all threads (pass_attention.c). */
 void qz_run_attention(qz_run *run);
 void qz_run_attention_backward(qz_run *run);
+const qz_real *qz_run_rope_row(const qz_run *run, int row);
 qz_real *qz_run_scratch(const qz_run *run, int worker);
 size_t qz_run_attention_scratch(const qz_pass *pass, int tokens);
 

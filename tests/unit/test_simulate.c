@@ -149,9 +149,9 @@ static void runtime_logits(const golden *g, float *logits) {
     bis_error error = {0};
     if (kn_cpu_open(1, "auto", CONTEXT, 0, &backend, &error) ||
         rt_forward_open(g->model, backend, GOLDEN_TOKENS, GOLDEN_TOKENS, CONTEXT, &forward, &error) ||
-        rt_kv_pages_open(g->config, 32, rt_kv_pages_for(CONTEXT), &pages, &error))
+        rt_kv_pages_open(g->config, 32, (rt_kv_count){rt_kv_pages_for(CONTEXT), 0}, &pages, &error))
         fail_msg("%s", error.text);
-    assert_true(rt_kv_pages_take(pages, rt_kv_pages_for(GOLDEN_TOKENS), numbers));
+    assert_true(rt_kv_pages_take(pages, (rt_kv_count){rt_kv_pages_for(GOLDEN_TOKENS), 0}, numbers));
     for (int i = 0; i < GOLDEN_TOKENS; i++) {
         positions[i] = i;
         tables[i] = numbers;

@@ -52,7 +52,7 @@ static float *runtime_logits(const rt_model *model, const int32_t *tokens, int c
     if (rt_forward_open(model, backend, MAX_TOKENS, MAX_TOKENS, MAX_TOKENS, &forward, &error)) {
         fail_msg("%s", error.text);
     }
-    int needed = rt_kv_pages_for(count);
+    rt_kv_count needed = {.full = rt_kv_pages_for(count)};
     if (rt_kv_pages_open(rt_model_get_config(model), 32, needed, &pages, &error)) fail_msg("%s", error.text);
     assert_true(rt_kv_pages_take(pages, needed, numbers));
     for (int i = 0; i < count; i++) {

@@ -1,0 +1,252 @@
+#include "quantizer/block_step.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "common/alloc.h"
+#include "common/clock.h"
+
+/* A step forward and backward, and the forward's repetition, in forward passes. */
+static const double TUNE_PASSES = 4;
+static const double HESSIAN_DAMP = 0.01;
+
+static bool rounds(const qz_job *job) { return job->spec->weight_bits != KN_NOT_QUANTIZED; }
+
+static bool uses_hessian(const qz_job *job) { return job->method->hessian && job->gptq && rounds(job); }
+
+static bool tunes(const qz_job *job) { return job->method->tune && job->data->samples > 0; }
+
+static bool reorders(const qz_job *job) { return job->method->base == QZ_BASE_ATOM && job->spec->outliers[0] > 0; }
+
+/* ---- Costs ---- */
+
+static double rounding_passes(const qz_job *job) {
+    int tokens = job->data->samples ? job->data->tokens : 1;
+    return uses_hessian(job) ? 8.0 * qz_transform_shape(job->transform).ffn / tokens : 0.5;
+}
+
+double qz_block_step_passes(const qz_job *job, bool finished) {
+    double samples = job->data->samples, passes = 2 * samples; /* the original's block, and the finished one */
+    if (finished) return passes;
+    if (tunes(job) || reorders(job)) passes += samples;
+    if (tunes(job)) passes += TUNE_PASSES * samples * job->tune->epochs;
+    if (uses_hessian(job)) passes += samples;
+    return passes + rounding_passes(job);
+}
+
+/* ---- Floating point: importance of channels, target, and the original's activations ---- */
+
+typedef struct importance {
+    double *sums[QZ_SITES]; /* of squares */
+    void *memory;
+} importance;
+
+static bis_status open_importance(const qz_shape *shape, importance *out, bis_error *error) {
+    size_t total = 0;
+    for (qz_site site = 0; site < QZ_SITES; site++) total += (size_t)qz_site_width(shape, site);
+    double *at = bis_calloc(total, sizeof *at);
+    if (!at) return bis_fail(error, BIS_ERR_NOMEM, "no memory for the channels' importance");
+    out->memory = at;
+    for (qz_site site = 0; site < QZ_SITES; site++) {
+        out->sums[site] = at;
+        at += qz_site_width(shape, site);
+    }
+    return BIS_OK;
+}
+
+static void add_squares(void *user, qz_site site, const qz_real *x, int rows, int width) {
+    double *sums = ((importance *)user)->sums[site];
+    for (int row = 0; row < rows; row++, x += width) {
+        for (int i = 0; i < width; i++) sums[i] += (double)x[i] * (double)x[i];
+    }
+}
+
+/* The block is the original's: neither reordered nor tuned. */
+static bis_status float_passes(const qz_job *job, const qz_block *block, bool finished, importance *seen,
+                               bis_error *error) {
+    qz_activations *data = job->data;
+    qz_pass pass = {.compute = job->compute, .block = block, .spec = job->spec, .mode = QZ_FLOAT};
+    bis_status status = qz_activations_prompt(data, job->compute, block, job->spec, error);
+    if (!status && !finished && (tunes(job) || reorders(job))) {
+        qz_pass observed = pass;
+        if (reorders(job)) {
+            observed.observe = add_squares;
+            observed.observe_user = seen;
+        }
+        status = qz_activations_pass(data, observed, data->q, data->target, job->meter, error);
+    }
+    if (!status) status = qz_activations_pass(data, pass, data->fp, data->fp, job->meter, error);
+    if (status || finished || !tunes(job) || !job->tune->error_cancelling) return status;
+    size_t count = (size_t)data->samples * (size_t)data->tokens * (size_t)data->hidden;
+    for (size_t i = 0; i < count; i++) data->target[i] = 0.5f * (data->target[i] + data->fp[i]);
+    return BIS_OK;
+}
+
+/* ---- Tuning ---- */
+
+typedef struct tune_meter {
+    qz_meter *meter;
+    double passes; /* of the whole tuning */
+    double told;
+} tune_meter;
+
+static void tell_step(void *user, int done, int total) {
+    tune_meter *t = user;
+    double passes = total > 0 ? t->passes * done / total : t->passes;
+    qz_meter_add(t->meter, passes - t->told);
+    t->told = passes;
+}
+
+static bis_status tune(const qz_job *job, int layer, qz_block *block, qz_tuned *tuned, bis_error *error) {
+    qz_activations *data = job->data;
+    float clip[QZ_SITES];
+    for (int site = 0; site < QZ_SITES; site++) clip[site] = qz_method_act_clip(job->method, job->spec->act_bits);
+    qz_pass pass = {.compute = job->compute,
+                    .block = block,
+                    .spec = job->spec,
+                    .mode = QZ_QUANTIZED,
+                    .act_clip = clip,
+                    .rope_table = data->rope,
+                    .prompt = {data->prompt_tokens, data->prompt_k, data->prompt_v}};
+    tune_meter meter = {job->meter, TUNE_PASSES * data->samples * job->tune->epochs, 0};
+    qz_tune_options options = *job->tune;
+    options.seed = options.seed * 1000003u + (uint64_t)layer; /* each block draws its own numbers */
+    options.on_step = tell_step;
+    options.on_step_user = &meter;
+    bis_status status =
+        qz_tune(block, &pass, &options, data->q, data->target, data->samples, data->tokens, tuned, error);
+    if (!status) tell_step(&meter, 1, 1);
+    return status;
+}
+
+/* ---- Rounding ---- */
+
+typedef struct hessians {
+    qz_hessian of[QZ_SITES];
+} hessians;
+
+static void add_to_hessian(void *user, qz_site site, const qz_real *x, int rows, int width) {
+    (void)width;
+    qz_hessian_add(&((hessians *)user)->of[site], x, rows);
+}
+
+static void free_hessians(hessians *h) {
+    for (int site = 0; site < QZ_SITES; site++) qz_hessian_free(&h->of[site]);
+}
+
+/* Of the inputs as the quantized model will see them, with the block's weights before rounding. */
+static bis_status collect_hessians(const qz_job *job, const qz_block *block, const float *act_clip, hessians *h,
+                                   bis_error *error) {
+    bis_status status = BIS_OK;
+    qz_spec spec = *job->spec;
+    spec.weight_bits = KN_NOT_QUANTIZED;
+    for (qz_site site = 0; site < QZ_SITES && !status; site++) {
+        status = qz_hessian_open(job->compute, qz_site_width(&block->shape, site), &h->of[site], error);
+    }
+    if (!status) {
+        qz_pass pass = {.compute = job->compute,
+                        .block = block,
+                        .spec = &spec,
+                        .mode = QZ_QUANTIZED,
+                        .act_clip = act_clip,
+                        .observe = add_to_hessian,
+                        .observe_user = h};
+        status = qz_activations_pass(job->data, pass, job->data->q, NULL, job->meter, error);
+    }
+    for (int site = 0; site < QZ_SITES && !status; site++) qz_hessian_finish(&h->of[site]);
+    return status;
+}
+
+static bis_status round_block(const qz_job *job, qz_block *block, const float *act_clip, const qz_tuned *tuned,
+                              qz_packed packed[QZ_LINEARS], bis_error *error) {
+    char name[QZ_NAME_MAX];
+    hessians h = {0};
+    bis_status status = uses_hessian(job) ? collect_hessians(job, block, act_clip, &h, error) : BIS_OK;
+    for (qz_linear_id l = 0; l < QZ_LINEARS && !status; l++) {
+        qz_site site = qz_site_of(l);
+        const qz_spec *spec = job->spec;
+        qz_round_options options = {
+            .format = {spec->weight_bits, spec->group, spec->weight_symmetric, spec->outliers[site]},
+            .grid = tuned ? &tuned->grid[l] : NULL,
+            .clip = qz_method_weight_clip(job->method, spec->weight_bits),
+            .hessian = uses_hessian(job) ? &h.of[site] : NULL,
+            .damp = HESSIAN_DAMP};
+        status = qz_round(block->weight[l], qz_linear_rows(&block->shape, l), qz_linear_cols(&block->shape, l),
+                          &options, &packed[l], error);
+        if (status) status = bis_fail_within(error, "%s", qz_linear_name(0, l, name) + strlen("model.layers.0."));
+        qz_meter_add(job->meter, rounding_passes(job) / QZ_LINEARS);
+    }
+    free_hessians(&h);
+    return status;
+}
+
+/* ---- All of it ---- */
+
+static bis_status make_block(const qz_job *job, int layer, const char *path, qz_block *block, const importance *seen,
+                             double start, qz_block_figures *figures, bis_error *error) {
+    qz_tuned tuned = {0};
+    qz_packed packed[QZ_LINEARS] = {0};
+    float act_clip[QZ_SITES];
+    bool clips = job->spec->act_bits != KN_NOT_QUANTIZED;
+    bis_status status = BIS_OK;
+    for (int site = 0; site < QZ_SITES; site++) act_clip[site] = qz_method_act_clip(job->method, job->spec->act_bits);
+    if (reorders(job)) status = qz_reorder_block(block, (const double *const *)seen->sums, error);
+    if (!status && tunes(job)) {
+        status = tune(job, layer, block, &tuned, error);
+        if (!status) {
+            if (clips) memcpy(act_clip, tuned.act_clip, sizeof act_clip);
+            figures->loss_before = tuned.loss_before;
+            figures->loss_after = tuned.loss_after;
+            figures->best_epoch = tuned.best_epoch;
+        }
+    }
+    if (!status && rounds(job)) {
+        status = round_block(job, block, act_clip, tunes(job) ? &tuned : NULL, packed, error);
+    }
+    figures->seconds = bis_now_seconds() - start;
+    if (!status) status = qz_block_file_write(path, layer, block, job->spec, packed, act_clip, figures, error);
+    for (int l = 0; l < QZ_LINEARS; l++) qz_packed_free(&packed[l]);
+    qz_tuned_free(&tuned);
+    return status;
+}
+
+static bis_status carry(const qz_job *job, const qz_block *block, const float *act_clip, bis_error *error) {
+    qz_spec spec = *job->spec;
+    spec.weight_bits = KN_NOT_QUANTIZED; /* they are on their grid already */
+    qz_pass pass = {.compute = job->compute, .block = block, .spec = &spec, .mode = QZ_QUANTIZED, .act_clip = act_clip};
+    return qz_activations_pass(job->data, pass, job->data->q, job->data->q, job->meter, error);
+}
+
+static bis_status step(const qz_job *job, int layer, const char *path, bool finished, qz_block **block,
+                       qz_block_figures *figures, bis_error *error) {
+    double start = bis_now_seconds();
+    qz_block *decoded = NULL;
+    importance seen = {0};
+    float act_clip[QZ_SITES];
+    double input_error = job->data->samples ? qz_activations_error(job->data) : 0;
+    bis_status status = qz_transform_block(job->transform, layer, block, error);
+    if (!status && reorders(job)) status = open_importance(&(*block)->shape, &seen, error);
+    if (!status && job->data->samples) status = float_passes(job, *block, finished, &seen, error);
+    if (!status && !finished) status = make_block(job, layer, path, *block, &seen, start, figures, error);
+    if (!status) status = qz_block_file_read(path, layer, *block, job->spec, &decoded, act_clip, figures, error);
+    if (!status && job->data->samples) status = carry(job, decoded, act_clip, error);
+    if (!status) {
+        figures->input_error = input_error;
+        figures->error = job->data->samples ? qz_activations_error(job->data) : 0;
+        if (!isfinite(figures->error)) {
+            status = bis_fail(error, BIS_ERR_INVALID, "its output has numbers that are not finite");
+        }
+    }
+    bis_free(seen.memory);
+    qz_block_free(decoded);
+    return status;
+}
+
+bis_status qz_block_step(const qz_job *job, int layer, const char *path, bool finished, qz_block_figures *figures,
+                         bis_error *error) {
+    qz_block *block = NULL;
+    *figures = (qz_block_figures){0};
+    bis_status status = step(job, layer, path, finished, &block, figures, error);
+    qz_block_free(block);
+    return status ? bis_fail_within(error, "layer %d", layer) : BIS_OK;
+}
