@@ -28,11 +28,12 @@ static inline qz_real clamped(qz_real x, qz_real least, qz_real most) {
 #ifdef QZ_DOUBLE
 static inline qz_real exponential(qz_real x) { return exp(x); }
 #else
-/* 2^n times a polynomial of the rest, as in kernels/cpu; relative error below 2e-7. */
+/* 2^n times a polynomial of the rest, as in kernels/cpu; relative error below 3e-7. */
 static inline float exponential(float x) {
-    x = clamped(x, EXP_LOWEST, EXP_HIGHEST);
-    float n = rounded(x * EXP_LOG2_E);
-    float r = x - n * EXP_LN2_HIGH;
+    float bounded = x > EXP_LOWEST ? x : EXP_LOWEST; /* also where x is not a number, which comes back at the end */
+    bounded = bounded < EXP_HIGHEST ? bounded : EXP_HIGHEST;
+    float n = rounded(bounded * EXP_LOG2_E);
+    float r = bounded - n * EXP_LN2_HIGH;
     r = r - n * EXP_LN2_LOW;
     float p = EXP_C7;
     p = p * r + EXP_C6;
@@ -42,10 +43,10 @@ static inline float exponential(float x) {
     p = p * r + EXP_C2;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    int32_t bits = ((int32_t)n + 127) << 23;
+    uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
     float power;
     memcpy(&power, &bits, sizeof power);
-    return p * power;
+    return x == x ? p * power : x;
 }
 #endif
 

@@ -86,7 +86,7 @@ static void check_norm(const qz_loops *loops, int count) {
 
 static void check_softmax(const qz_loops *loops, int count) {
     float x[MOST], p[MOST], g[MOST], d[MOST];
-    double sum = 0, dot = 0, expected[MOST];
+    double sum = 0, dot = 0, expected[MOST] = {0};
     fill(x, 30);
     fill(g, 1);
     memcpy(p, x, sizeof p);
