@@ -102,7 +102,7 @@ static void close_fixture(fixture *f) {
 
 static qz_tune_options short_options(void) {
     qz_tune_options options = qz_tune_default_options();
-    options.epochs = 12;
+    options.epochs = 8;
     options.rank = 8;
     options.lr_clip = options.lr_act_clip = 1e-2; /* fewer steps than usual, so larger ones */
     options.lr_smooth = options.lr_low_rank = 4e-3;
