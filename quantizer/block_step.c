@@ -180,6 +180,12 @@ static bis_status round_block(const qz_job *job, qz_block *block, const float *a
     return status;
 }
 
+/* Without learned clips, or where the block was left as it came, the base method's own clips are better than the whole
+ * ranges that tuning gives then. */
+static bool has_grids(const qz_job *job, const qz_tuned *tuned) {
+    return tunes(job) && job->tune->clip && tuned->best_epoch > 0;
+}
+
 /* ---- All of it ---- */
 
 static bis_status make_block(const qz_job *job, int layer, const char *path, qz_block *block, const importance *seen,
@@ -201,7 +207,7 @@ static bis_status make_block(const qz_job *job, int layer, const char *path, qz_
         }
     }
     if (!status && rounds(job)) {
-        status = round_block(job, block, act_clip, tunes(job) ? &tuned : NULL, packed, error);
+        status = round_block(job, block, act_clip, has_grids(job, &tuned) ? &tuned : NULL, packed, error);
     }
     figures->seconds = bis_now_seconds() - start;
     if (!status) status = qz_block_file_write(path, layer, block, job->spec, packed, act_clip, figures, error);
