@@ -28,11 +28,12 @@ static inline qz_real clamped(qz_real x, qz_real least, qz_real most) {
 #ifdef QZ_DOUBLE
 static inline qz_real exponential(qz_real x) { return exp(x); }
 #else
-/* 2^n times a polynomial of the rest, as in kernels/cpu; relative error below 2e-7. */
+/* 2^n times a polynomial of the rest, as in kernels/cpu; relative error below 3e-7. */
 static inline float exponential(float x) {
-    x = clamped(x, EXP_LOWEST, EXP_HIGHEST);
-    float n = rounded(x * EXP_LOG2_E);
-    float r = x - n * EXP_LN2_HIGH;
+    float bounded = x > EXP_LOWEST ? x : EXP_LOWEST; /* also where x is not a number, which comes back at the end */
+    bounded = bounded < EXP_HIGHEST ? bounded : EXP_HIGHEST;
+    float n = rounded(bounded * EXP_LOG2_E);
+    float r = bounded - n * EXP_LN2_HIGH;
     r = r - n * EXP_LN2_LOW;
     float p = EXP_C7;
     p = p * r + EXP_C6;
@@ -42,10 +43,10 @@ static inline float exponential(float x) {
     p = p * r + EXP_C2;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    int32_t bits = ((int32_t)n + 127) << 23;
+    uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
     float power;
     memcpy(&power, &bits, sizeof power);
-    return p * power;
+    return x == x ? p * power : x;
 }
 #endif
 
@@ -73,24 +74,30 @@ static void quantize(const qz_step *step, const qz_real *x, int count, qz_real *
 }
 
 /* A number is clamped when its rounded code is outside [least, most]; soft: when its code is. */
-static void quantize_backward(const qz_step *step, const qz_real *x, int count, qz_real *gradient, qz_real *scale_sum,
-                              qz_real *clipped_sum) {
+static inline __attribute__((always_inline)) void backward_pass(const qz_step *step, bool soft, const qz_real *x,
+                                                                int count, qz_real *gradient, qz_real *scale_sum,
+                                                                qz_real *clipped_sum) {
     qz_real scale = step->scale, offset = step->offset, least = step->least, most = step->most;
-    qz_real scales = 0, clipped = 0, rounds = step->soft ? 0 : 1;
+    qz_real scales = 0, clipped = 0;
     qz_real lowest = least - 1, highest = most + 1; /* far enough outside, near enough to be rounded */
 #pragma omp simd reduction(+ : scales, clipped)
     for (int i = 0; i < count; i++) {
-        qz_real code = (x[i] - offset) / scale, g = gradient[i];
-        qz_real near = clamped(code, lowest, highest);
-        qz_real chosen = rounds != 0 ? rounded(near) : near;
+        qz_real code = clamped((x[i] - offset) / scale, lowest, highest), g = gradient[i];
+        qz_real chosen = soft ? code : rounded(code);
         qz_real kept = clamped(chosen, least, most);
-        qz_real inside = kept == chosen ? (qz_real)1 : (qz_real)0;
-        scales += g * (kept - inside * near);
-        clipped += g * (1 - inside);
-        gradient[i] = g * inside;
+        qz_real inside = kept == chosen ? g : 0;
+        scales += g * kept - inside * code;
+        clipped += g - inside;
+        gradient[i] = inside;
     }
     *scale_sum = scales;
     *clipped_sum = clipped;
+}
+
+static void quantize_backward(const qz_step *step, const qz_real *x, int count, qz_real *gradient, qz_real *scale_sum,
+                              qz_real *clipped_sum) {
+    if (step->soft) backward_pass(step, true, x, count, gradient, scale_sum, clipped_sum);
+    else backward_pass(step, false, x, count, gradient, scale_sum, clipped_sum);
 }
 
 static inline qz_real inverse_root(const qz_real *x, qz_real eps, int count) {

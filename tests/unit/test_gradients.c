@@ -73,7 +73,7 @@ static qz_block *make_block(const kind *k) {
                      BIS_OK);
     for (int i = 0; i < QZ_LINEARS; i++) {
         int rows = qz_linear_rows(&k->shape, (qz_linear_id)i), cols = qz_linear_cols(&k->shape, (qz_linear_id)i);
-        fill(block->weight[i], (size_t)(rows * cols), 0.5, 0.05);
+        fill(block->weight[i], (size_t)rows * (size_t)cols, 0.5, 0.05);
         if (block->bias[i]) fill(block->bias[i], (size_t)rows, 0.5, 0);
     }
     fill(block->norm1, (size_t)k->shape.hidden, 0.5, 1);
@@ -88,10 +88,10 @@ static qz_block *make_block(const kind *k) {
 }
 
 static void make_inputs(fixture *f, const kind *k) {
-    size_t keys = (size_t)(k->prompt * k->shape.kv_heads * k->shape.head_dim);
-    size_t rows = (size_t)(SAMPLES * TOKENS * k->shape.hidden);
+    size_t keys = (size_t)k->prompt * (size_t)k->shape.kv_heads * (size_t)k->shape.head_dim;
+    size_t rows = (size_t)SAMPLES * (size_t)TOKENS * (size_t)k->shape.hidden;
     int half = k->shape.head_dim / 2;
-    f->rope = make((size_t)((k->prompt + TOKENS) * k->shape.head_dim), 0, 0);
+    f->rope = make((size_t)(k->prompt + TOKENS) * (size_t)k->shape.head_dim, 0, 0);
     for (int t = 0; t < k->prompt + TOKENS; t++) {
         for (int i = 0; i < half; i++) {
             f->rope[2 * half * t + i] = cos(t * pow(0.3, i));
@@ -196,8 +196,8 @@ static void check_kind(const kind *k) {
     gradients(&f);
     memcpy(gradient, l->gradient, count * sizeof *gradient);
     for (int i = 0; i < QZ_LINEARS; i++) {
-        size_t clips = (size_t)(qz_linear_rows(&k->shape, (qz_linear_id)i) * l->groups[i]);
-        size_t rows = (size_t)(qz_linear_rows(&k->shape, (qz_linear_id)i) * l->rank[i]);
+        size_t clips = (size_t)qz_linear_rows(&k->shape, (qz_linear_id)i) * (size_t)l->groups[i];
+        size_t rows = (size_t)qz_linear_rows(&k->shape, (qz_linear_id)i) * (size_t)l->rank[i];
         if (l->has[QZ_PART_CLIP]) {
             check_range(&f, gradient, l->high[i], l->high[i] + clips, k->name, names[i], &retries);
             check_range(&f, gradient, l->low[i], l->low[i] + clips, k->name, names[i], &retries);

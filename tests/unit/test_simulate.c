@@ -141,10 +141,10 @@ static void head_logits(const golden *g, const float *x, float *logits) {
 }
 
 static void runtime_logits(const golden *g, float *logits) {
-    kn_backend *backend;
-    rt_forward *forward;
-    rt_kv_pages *pages;
-    int32_t numbers[8], positions[GOLDEN_TOKENS];
+    kn_backend *backend = NULL;
+    rt_forward *forward = NULL;
+    rt_kv_pages *pages = NULL;
+    int32_t numbers[8] = {0}, positions[GOLDEN_TOKENS];
     const int32_t *tables[GOLDEN_TOKENS];
     bis_error error = {0};
     if (kn_cpu_open(1, "auto", CONTEXT, 0, &backend, &error) ||
@@ -203,7 +203,7 @@ static void check_prompt(const char *family, bool rotated) {
     g.spec.key_before_rope = !rotated;
     size_t count = (size_t)GOLDEN_TOKENS * (size_t)hidden;
     float *whole = allocate_floats(count), *parts = allocate_floats(count);
-    float *k = allocate_floats((size_t)(PROMPT * keys)), *v = allocate_floats((size_t)(PROMPT * keys));
+    float *k = allocate_floats((size_t)PROMPT * (size_t)keys), *v = allocate_floats((size_t)PROMPT * (size_t)keys);
     bis_error error = {0};
     memcpy(whole, g.x, count * sizeof *whole);
     memcpy(parts, g.x, count * sizeof *parts);
@@ -260,7 +260,7 @@ static void fill_awkward(float *x, int count) {
 }
 
 static void check_act(const qz_loops *loops, int bits, int cols, int outliers) {
-    float x[300], expected[300], got[300], scales[16];
+    float x[300] = {0}, expected[300], got[300], scales[16];
     int8_t codes[300];
     kn_act_format format = {bits, 32, outliers, 1 - 0.3f * fabsf(random_float())};
     fill_awkward(x, cols);
@@ -287,7 +287,7 @@ static void check_kv(const qz_loops *loops, int bits, int width) {
 static float sigmoid(float x) { return 1 / (1 + (float)exp(-x)); }
 
 static void check_weight(const qz_loops *loops, kn_weight_format format, int cols, bool clipped) {
-    float w[300], got[300], scales[16], high[16], low[16];
+    float w[300] = {0}, got[300], scales[16], high[16], low[16];
     uint8_t zeros[16];
     fill_awkward(w, cols);
     fill(high, 16, 4, 2);
@@ -370,7 +370,7 @@ static plain_case make_case(qz_spec spec, bool qwen3, bool ordered) {
     for (int i = 0; i < QZ_LINEARS; i++) {
         qz_linear_id linear = (qz_linear_id)i;
         int rows = qz_linear_rows(&SHAPE, linear);
-        fill(c.block->weight[i], (size_t)(rows * qz_linear_cols(&SHAPE, linear)), 0.3f, 0.01f);
+        fill(c.block->weight[i], (size_t)rows * (size_t)qz_linear_cols(&SHAPE, linear), 0.3f, 0.01f);
         if (c.block->bias[i]) fill(c.block->bias[i], (size_t)rows, 0.3f, 0);
     }
     fill(c.block->norm1, (size_t)SHAPE.hidden, 0.5f, 1);
@@ -382,7 +382,7 @@ static plain_case make_case(qz_spec spec, bool qwen3, bool ordered) {
     for (int i = 0; i < QZ_SITE_DOWN && ordered; i++) make_order(&c.block->order[i], qz_site_width(&SHAPE, (qz_site)i));
     for (int i = 0; i < QZ_SITES; i++) c.act_clip[i] = 0.8f + 0.05f * (float)i;
     int keys = c.prompt * SHAPE.kv_heads * SHAPE.head_dim;
-    c.rope_table = allocate_floats((size_t)((c.prompt + c.tokens) * SHAPE.head_dim));
+    c.rope_table = allocate_floats((size_t)(c.prompt + c.tokens) * (size_t)SHAPE.head_dim);
     rt_rope_config rope = {.theta = 100};
     rt_rope_fill_table(&rope, SHAPE.head_dim, c.prompt + c.tokens, c.rope_table);
     c.prompt_k = allocate_floats((size_t)keys);
@@ -402,7 +402,7 @@ static void free_case(plain_case *c) {
 static void plain_site(const plain_case *c, qz_site site, float *x) {
     int width = qz_site_width(&SHAPE, site), low = width - c->spec.outliers[site], group = c->spec.group;
     const int32_t *order = c->block->order[site];
-    float ordered[256], scales[16];
+    float ordered[256] = {0}, scales[16];
     int8_t codes[256];
     for (int i = 0; i < width; i++) ordered[i] = x[order ? order[i] : i];
     kn_act_format format = {c->spec.act_bits, group, c->spec.outliers[site], c->act_clip[site]};
@@ -440,7 +440,7 @@ static void plain_rotate(const plain_case *c, int position, float *x) {
 }
 
 static void plain_hadamard(bool wanted, int size, int stride, float *x) {
-    float vector[256], scratch[256];
+    float vector[256] = {0}, scratch[256];
     kn_hadamard *hadamard;
     if (!wanted) return;
     assert_int_equal(kn_hadamard_open(size, &hadamard, NULL), BIS_OK);
@@ -489,7 +489,7 @@ static void plain_attention(const float *q, const float *k, const float *v, int 
 
 /* A token's row after the block; k and v hold the prompt's and grow. */
 static void plain_row(const plain_case *c, int position, float *x, float *k, float *v) {
-    float a[256], q[256], made[256], up[256];
+    float a[256] = {0}, q[256] = {0}, made[256] = {0}, up[256] = {0};
     const qz_block *block = c->block;
     int width = SHAPE.head_dim, stride = SHAPE.kv_heads * width;
     float *own_k = k + position * stride, *own_v = v + position * stride;
@@ -536,22 +536,22 @@ static void check_case(qz_spec spec, bool qwen3, bool ordered) {
     enum { SAMPLES = 2 };
     plain_case c = make_case(spec, qwen3, ordered);
     int size = c.tokens * SHAPE.hidden, keys = SHAPE.kv_heads * SHAPE.head_dim;
-    float *x = allocate_floats((size_t)(SAMPLES * size)), *y = allocate_floats((size_t)(SAMPLES * size));
-    float *k = allocate_floats((size_t)((c.prompt + c.tokens) * keys));
-    float *v = allocate_floats((size_t)((c.prompt + c.tokens) * keys));
+    float *x = allocate_floats((size_t)SAMPLES * (size_t)size), *y = allocate_floats((size_t)SAMPLES * (size_t)size);
+    float *k = allocate_floats((size_t)(c.prompt + c.tokens) * (size_t)keys);
+    float *v = allocate_floats((size_t)(c.prompt + c.tokens) * (size_t)keys);
     bis_error error = {0};
-    fill(x, (size_t)(SAMPLES * size), 2, 0);
+    fill(x, (size_t)SAMPLES * (size_t)size, 2, 0);
     qz_pass pass = {.block = c.block, .spec = &c.spec, .mode = QZ_QUANTIZED, .act_clip = c.act_clip};
     pass.rope_table = c.rope_table;
     pass.prompt = (qz_prompt){c.prompt, c.prompt_k, c.prompt_v};
     if (qz_simulate(&pass, x, SAMPLES, c.tokens, y, &error)) fail_msg("%s", error.text);
     round_weights(&c);
     for (int s = 0; s < SAMPLES; s++) {
-        memcpy(k, c.prompt_k, (size_t)(c.prompt * keys) * sizeof *k);
-        memcpy(v, c.prompt_v, (size_t)(c.prompt * keys) * sizeof *v);
+        memcpy(k, c.prompt_k, (size_t)c.prompt * (size_t)keys * sizeof *k);
+        memcpy(v, c.prompt_v, (size_t)c.prompt * (size_t)keys * sizeof *v);
         for (int t = 0; t < c.tokens; t++) plain_row(&c, c.prompt + t, x + s * size + t * SHAPE.hidden, k, v);
     }
-    double difference = relative_difference(y, x, (size_t)(SAMPLES * size));
+    double difference = relative_difference(y, x, (size_t)SAMPLES * (size_t)size);
     if (!(difference < 1e-5)) fail_msg("a block differs from the plain computation by %g", difference);
     free(x);
     free(y);
@@ -596,10 +596,12 @@ static void test_observers_see_what_linears_read(void **state) {
     qz_spec spec = {.weight_bits = 16, .act_bits = 3, .kv_bits = 3, .group = 32, .weight_symmetric = true};
     plain_case c = make_case(spec, false, true);
     int rows = SAMPLES * c.tokens;
-    float *x = allocate_floats((size_t)(rows * SHAPE.hidden)), *y = allocate_floats((size_t)(rows * SHAPE.hidden));
+    float *x = allocate_floats((size_t)rows * (size_t)SHAPE.hidden),
+          *y = allocate_floats((size_t)rows * (size_t)SHAPE.hidden);
     seen s = {0};
-    for (int i = 0; i < QZ_SITES; i++) s.x[i] = allocate_floats((size_t)(rows * qz_site_width(&SHAPE, (qz_site)i)));
-    fill(x, (size_t)(rows * SHAPE.hidden), 2, 0);
+    for (int i = 0; i < QZ_SITES; i++)
+        s.x[i] = allocate_floats((size_t)rows * (size_t)qz_site_width(&SHAPE, (qz_site)i));
+    fill(x, (size_t)rows * (size_t)SHAPE.hidden, 2, 0);
     qz_pass pass = {.block = c.block, .spec = &c.spec, .mode = QZ_QUANTIZED, .act_clip = c.act_clip};
     pass.rope_table = c.rope_table;
     pass.observe = keep_seen;
@@ -652,8 +654,8 @@ static void test_allocation_failures_are_reported(void **state) {
     qz_spec spec = {.weight_bits = 3, .act_bits = 3, .kv_bits = 3, .group = 32, .weight_symmetric = true};
     spec.key_hadamard = spec.heads_hadamard = spec.ffn_hadamard = true;
     plain_case c = make_case(spec, true, false);
-    float *x = allocate_floats((size_t)(c.tokens * SHAPE.hidden)),
-          *y = allocate_floats((size_t)(c.tokens * SHAPE.hidden));
+    float *x = allocate_floats((size_t)c.tokens * (size_t)SHAPE.hidden),
+          *y = allocate_floats((size_t)c.tokens * (size_t)SHAPE.hidden);
     qz_pass pass = {.block = c.block, .spec = &c.spec, .mode = QZ_QUANTIZED, .rope_table = c.rope_table};
     int failures = 0;
     for (;; failures++) {

@@ -75,7 +75,8 @@ static qz_spec few_bits(void) {
 static void open_fixture(fixture *f, qz_spec spec, bool ordered) {
     random_state = 5;
     *f = (fixture){.spec = spec, .block = make_block(ordered)};
-    size_t keys = (size_t)(PROMPT * SHAPE.kv_heads * HEAD_DIM), count = (size_t)(SAMPLES + FRESH) * TOKENS * HIDDEN;
+    size_t keys = (size_t)PROMPT * (size_t)SHAPE.kv_heads * (size_t)HEAD_DIM,
+           count = (size_t)(SAMPLES + FRESH) * TOKENS * HIDDEN;
     f->rope = make((size_t)(PROMPT + TOKENS) * HEAD_DIM, 0, 0);
     for (int t = 0; t < PROMPT + TOKENS; t++) {
         for (int i = 0; i < HEAD_DIM / 2; i++) {
@@ -101,7 +102,7 @@ static void close_fixture(fixture *f) {
 
 static qz_tune_options short_options(void) {
     qz_tune_options options = qz_tune_default_options();
-    options.epochs = 12;
+    options.epochs = 8;
     options.rank = 8;
     options.lr_clip = options.lr_act_clip = 1e-2; /* fewer steps than usual, so larger ones */
     options.lr_smooth = options.lr_low_rank = 4e-3;
@@ -235,8 +236,8 @@ static uint64_t digest(const fixture *f, const qz_tuned *tuned) {
     for (int i = 0; i < QZ_LINEARS; i++) {
         int rows = qz_linear_rows(&SHAPE, (qz_linear_id)i), cols = qz_linear_cols(&SHAPE, (qz_linear_id)i);
         kn_weight_format format = {3, f->spec.group, true, f->spec.outliers[qz_site_of((qz_linear_id)i)]};
-        size_t count = (size_t)(rows * kn_weight_groups(&format, cols));
-        ADD(f->block->weight[i], (size_t)(rows * cols) * sizeof(float));
+        size_t count = (size_t)rows * (size_t)kn_weight_groups(&format, cols);
+        ADD(f->block->weight[i], (size_t)rows * (size_t)cols * sizeof(float));
         if (tuned->grid[i].scales) ADD(tuned->grid[i].scales, count * sizeof(float));
         if (tuned->grid[i].zeros) ADD(tuned->grid[i].zeros, count);
     }
