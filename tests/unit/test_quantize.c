@@ -458,10 +458,7 @@ static void only_safe_places_are_written(void **state) {
     (void)state;
     bis_error error;
     scratch_make();
-    shell(
-        "cd '%s' && mkdir m m/in empty old old/sub ours && touch m/config.json old/x ours/bisup_report.json && ln -s m "
-        "link",
-        scratch_path("."));
+    shell("mkdir m m/in empty old old/sub ours && touch m/config.json old/x ours/bisup_report.json && ln -s m link");
     expect_refused(inside("m"), inside("m"), true, "lie in each other");
     expect_refused(inside("m"), inside("m/new"), true, "lie in each other");
     expect_refused(inside("m"), inside("m/in/new"), true, "lie in each other");
