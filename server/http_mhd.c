@@ -95,7 +95,8 @@ static void close_job(mhd_exchange *e) {
     if (on_closed) on_closed(&e->base);
 }
 
-/* The library has all of the answer: a client that closes now has most likely read it, and if not, the library says so. */
+/* The library has all of the answer: a client that closes now has most likely read it, and if not, the library says so.
+ */
 static bool is_handed_over(const mhd_exchange *e) {
     const srv_exchange *x = &e->base;
     return e->queued && (!x->streaming || (x->finished && x->out_sent == x->out.length));

@@ -401,9 +401,10 @@ static bis_buf text_of(const char *text) {
 
 /* Runs a command in the scratch folder. */
 static void shell(const char *command) {
-    char line[1024];
-    snprintf(line, sizeof line, "cd '%s' && %s", scratch_path("."), command);
-    assert_int_equal(system(line), 0);
+    bis_buf line = {0};
+    assert_true(bis_buf_printf(&line, "cd '%s'; %s", scratch_path("."), command));
+    assert_int_equal(system(bis_buf_cstr(&line)), 0);
+    bis_buf_free(&line);
 }
 
 /* "SCRATCH/name", in memory that two calls share. */
