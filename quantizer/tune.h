@@ -50,4 +50,11 @@ void qz_tuned_free(qz_tuned *tuned); /* frees what it points to */
 bis_status qz_tune(qz_block *block, const qz_pass *pass, const qz_tune_options *options, const qz_real *x_q,
                    const qz_real *target, int samples, int tokens, qz_tuned *out, bis_error *error);
 
+/* The same, but what was learned is not folded: *parameters (for bis_free) are learned.h's, which the end-to-end stage
+ * trains further: of the best epoch, or of the training's start where none beat the untuned block (best_epoch 0). In
+ * `out` grids and clips are not set. */
+bis_status qz_tune_parameters(const qz_pass *pass, const qz_tune_options *options, const qz_real *x_q,
+                              const qz_real *target, int samples, int tokens, qz_real **parameters, size_t *count,
+                              qz_tuned *out, bis_error *error);
+
 #endif
