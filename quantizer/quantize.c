@@ -82,7 +82,7 @@ static bis_status open_model(quantize_run *run, bis_error *error) {
                           .weight_symmetric = !o->asymmetric};
     qz_transform_set_spec(run->transform, &run->spec);
     run->tune = o->tune;
-    run->tune.seed = o->seed;
+    run->tune.seed = run->tune.held_out_seed = o->seed;
     if (run->method->base == QZ_BASE_QUAROT) run->tune.smooth_alpha = 0; /* rotated channels are alike already */
     run->summary.layers = run->config->layers;
     return choose_outliers(run, error);

@@ -335,7 +335,7 @@ static bis_status open_trainer(trainer *self, const qz_pass *pass, bis_error *er
     self->pass.act_clip = self->act_clip;
     self->order = bis_calloc((size_t)self->samples, sizeof *self->order);
     if (!self->order) return bis_fail(error, BIS_ERR_NOMEM, "no memory to fine-tune a block");
-    self->held_out = qz_choose_held_out(self->order, self->samples, options->held_out, options->seed);
+    self->held_out = qz_choose_held_out(self->order, self->samples, options->held_out, options->held_out_seed);
     return BIS_OK;
 }
 

@@ -21,6 +21,7 @@ typedef struct qz_tune_options {
         smooth_alpha; /* initial s = actmax^alpha / weightmax^(1-alpha), normalised to a geometric mean of 1; 0: ones */
     double held_out;  /* share of samples that decide which epoch is kept: 0.125 */
     uint64_t seed;
+    uint64_t held_out_seed; /* which samples are held out: the same for all blocks and for the end-to-end stage */
     void (*on_step)(void *user, int done, int total); /* may be NULL; for a progress bar */
     void *on_step_user;
 } qz_tune_options;
