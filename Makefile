@@ -86,7 +86,7 @@ endif
 $(OUT)/quantizer/%.o $(OUT)/double/quantizer/%.o: EXTRA := -fopenmp-simd -fno-trapping-math $(if $(filter release,$(BUILD)),-O3)
 # For checking gradients by finite differences: the same sources in double.
 $(OUT)/tests/unit/test_gradients.c.o: EXTRA := -DQZ_DOUBLE
-DOUBLE_SRC := $(filter $(foreach s,block compute fake learned loops% pass% simulate tune,quantizer/$(s).c),$(wildcard quantizer/*.c))
+DOUBLE_SRC := $(filter $(foreach s,block compute divergence end_to_end fake learned loops% pass% simulate training tune,quantizer/$(s).c),$(wildcard quantizer/*.c))
 DOUBLE_OBJ := $(patsubst %,$(OUT)/double/%.o,$(DOUBLE_SRC))
 
 # ---- Targets -----------------------------------------------------------------------------------------

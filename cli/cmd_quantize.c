@@ -21,6 +21,9 @@ static qz_options to_quantizer_options(const cfg_options *c) {
                     .seq_len = c->seq_len,
                     .seed = c->seed,
                     .tune = qz_tune_default_options(),
+                    .end_to_end = c->end_to_end,
+                    .end_to_end_epochs = c->end_to_end_epochs,
+                    .lr_end_to_end = c->lr_end_to_end,
                     .gptq = c->gptq,
                     .threads = c->threads,
                     .force = c->force,
@@ -49,7 +52,13 @@ static void put_table(const qz_options *o, const qz_summary *s, bis_buf *out) {
         bis_buf_printf(out, "calibration    %d windows of %d tokens%s\n", s->samples, s->seq_len,
                        s->prompt_tokens ? ", each after the prompt" : "");
         bis_buf_printf(out, "error          %.3g of the last block's output, squared and relative\n",
-                       s->blocks[s->layers - 1].error);
+                       s->final_error);
+    }
+    if (s->end_to_end) {
+        bis_buf_printf(out, "end to end     KL of held-out windows from %.4f to %.4f in %.1f s\n", s->kl_before,
+                       s->kl_after, s->end_seconds);
+    } else if (s->end_to_end_left_out) {
+        bis_buf_printf(out, "end to end     left out: it needs %.2f GB of memory\n", (double)s->plan.end_to_end / 1e9);
     }
     bis_buf_printf(out, "time           %.1f s", s->seconds);
     if (s->samples) bis_buf_printf(out, ", %.0f calibration tokens/s", s->tokens_per_second);

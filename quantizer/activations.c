@@ -32,6 +32,16 @@ static bis_status allocate(const qz_shape *shape, bool with_target, qz_activatio
     return ok ? BIS_OK : bis_fail(error, BIS_ERR_NOMEM, "no memory for the activations of %d windows", a->samples);
 }
 
+void qz_activations_restart(qz_activations *activations, const qz_calibration *calibration,
+                            const qz_transform *transform) {
+    size_t hidden = (size_t)activations->hidden, rows = (size_t)activations->samples * (size_t)activations->tokens;
+    for (size_t row = 0; row < rows; row++) {
+        float *x = activations->q + row * hidden;
+        qz_transform_embedding(transform, calibration->ids[row], 1, x);
+        for (size_t i = 0; i < hidden; i++) x[i] = kn_f16_to_f32(kn_f32_to_f16(x[i]));
+    }
+}
+
 bis_status qz_activations_open(const qz_calibration *calibration, const qz_transform *transform,
                                const rt_rope_config *rope, bool with_target, qz_activations *out, bis_error *error) {
     qz_shape shape = qz_transform_shape(transform);
@@ -47,10 +57,9 @@ bis_status qz_activations_open(const qz_calibration *calibration, const qz_trans
     size_t hidden = (size_t)a.hidden, rows = (size_t)a.samples * (size_t)a.tokens;
     rt_rope_fill_table(rope, shape.head_dim, a.prompt_tokens + a.tokens, a.rope);
     for (size_t row = 0; row < rows; row++) {
-        float *x = a.fp + row * hidden;
-        qz_transform_embedding(transform, calibration->ids[row], 1, x);
-        for (size_t i = 0; i < hidden; i++) a.q[row * hidden + i] = kn_f16_to_f32(kn_f32_to_f16(x[i]));
+        qz_transform_embedding(transform, calibration->ids[row], 1, a.fp + row * hidden);
     }
+    qz_activations_restart(&a, calibration, transform);
     for (int i = 0; i < a.prompt_tokens; i++) {
         qz_transform_embedding(transform, calibration->prompt[i], 1, a.prompt + (size_t)i * hidden);
     }

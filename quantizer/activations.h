@@ -33,6 +33,9 @@ typedef struct qz_activations {
 /* Embeds the windows and the prompt. The quantized model's embedding is rounded to F16, as it is stored. */
 bis_status qz_activations_open(const qz_calibration *calibration, const qz_transform *transform,
                                const rt_rope_config *rope, bool with_target, qz_activations *out, bis_error *error);
+/* The windows at the quantized model's beginning again: q. */
+void qz_activations_restart(qz_activations *activations, const qz_calibration *calibration,
+                            const qz_transform *transform);
 void qz_activations_close(qz_activations *activations);
 
 /* Brings the prompt through a block of the original model: its K and V are then prompt_k and prompt_v. */

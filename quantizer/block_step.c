@@ -1,4 +1,4 @@
-#include "quantizer/block_step.h"
+#include "quantizer/block_parts.h"
 
 #include <math.h>
 #include <string.h>
@@ -10,38 +10,35 @@
 static const double TUNE_PASSES = 4;
 static const double HESSIAN_DAMP = 0.01;
 
-static bool rounds(const qz_job *job) { return job->spec->weight_bits != KN_NOT_QUANTIZED; }
+bool qz_job_rounds(const qz_job *job) { return job->spec->weight_bits != KN_NOT_QUANTIZED; }
 
-static bool uses_hessian(const qz_job *job) { return job->method->hessian && job->gptq && rounds(job); }
+static bool uses_hessian(const qz_job *job) { return job->method->hessian && job->gptq && qz_job_rounds(job); }
 
-static bool tunes(const qz_job *job) { return job->method->tune && job->data->samples > 0; }
+bool qz_job_tunes(const qz_job *job) { return job->method->tune && job->data->samples > 0; }
 
-static bool reorders(const qz_job *job) { return job->method->base == QZ_BASE_ATOM && job->spec->outliers[0] > 0; }
+bool qz_job_reorders(const qz_job *job) { return job->method->base == QZ_BASE_ATOM && job->spec->outliers[0] > 0; }
 
 /* ---- Costs ---- */
 
-static double rounding_passes(const qz_job *job) {
+double qz_rounding_passes(const qz_job *job) {
     int tokens = job->data->samples ? job->data->tokens : 1;
     return uses_hessian(job) ? 8.0 * qz_transform_shape(job->transform).ffn / tokens : 0.5;
 }
 
+double qz_tuning_passes(const qz_job *job) { return TUNE_PASSES * job->data->samples * job->tune->epochs; }
+
 double qz_block_step_passes(const qz_job *job, bool finished) {
     double samples = job->data->samples, passes = 2 * samples; /* the original's block, and the finished one */
     if (finished) return passes;
-    if (tunes(job) || reorders(job)) passes += samples;
-    if (tunes(job)) passes += TUNE_PASSES * samples * job->tune->epochs;
-    if (uses_hessian(job)) passes += tunes(job) ? 3 * samples : samples;
-    return passes + rounding_passes(job);
+    if (qz_job_tunes(job) || qz_job_reorders(job)) passes += samples;
+    if (qz_job_tunes(job)) passes += qz_tuning_passes(job);
+    if (uses_hessian(job)) passes += qz_job_tunes(job) ? 3 * samples : samples;
+    return passes + qz_rounding_passes(job);
 }
 
 /* ---- Floating point: importance of channels, target, and the original's activations ---- */
 
-typedef struct importance {
-    double *sums[QZ_SITES]; /* of squares */
-    void *memory;
-} importance;
-
-static bis_status open_importance(const qz_shape *shape, importance *out, bis_error *error) {
+bis_status qz_importance_open(const qz_shape *shape, qz_importance *out, bis_error *error) {
     size_t total = 0;
     for (qz_site site = 0; site < QZ_SITES; site++) total += (size_t)qz_site_width(shape, site);
     double *at = bis_calloc(total, sizeof *at);
@@ -54,29 +51,33 @@ static bis_status open_importance(const qz_shape *shape, importance *out, bis_er
     return BIS_OK;
 }
 
+void qz_importance_close(qz_importance *importance) {
+    bis_free(importance->memory);
+    *importance = (qz_importance){0};
+}
+
 static void add_squares(void *user, qz_site site, const qz_real *x, int rows, int width) {
-    double *sums = ((importance *)user)->sums[site];
+    double *sums = ((qz_importance *)user)->sums[site];
     for (int row = 0; row < rows; row++, x += width) {
         for (int i = 0; i < width; i++) sums[i] += (double)x[i] * (double)x[i];
     }
 }
 
-/* The block is the original's: neither reordered nor tuned. */
-static bis_status float_passes(const qz_job *job, const qz_block *block, bool finished, importance *seen,
-                               bis_error *error) {
+bis_status qz_float_passes(const qz_job *job, const qz_block *block, bool finished, qz_importance *seen,
+                           bis_error *error) {
     qz_activations *data = job->data;
     qz_pass pass = {.compute = job->compute, .block = block, .spec = job->spec, .mode = QZ_FLOAT};
     bis_status status = qz_activations_prompt(data, job->compute, block, job->spec, error);
-    if (!status && !finished && (tunes(job) || reorders(job))) {
+    if (!status && !finished && (qz_job_tunes(job) || qz_job_reorders(job))) {
         qz_pass observed = pass;
-        if (reorders(job)) {
+        if (qz_job_reorders(job)) {
             observed.observe = add_squares;
             observed.observe_user = seen;
         }
         status = qz_activations_pass(data, observed, data->q, data->target, job->meter, error);
     }
     if (!status) status = qz_activations_pass(data, pass, data->fp, data->fp, job->meter, error);
-    if (status || finished || !tunes(job) || !job->tune->error_cancelling) return status;
+    if (status || finished || !qz_job_tunes(job) || !job->tune->error_cancelling) return status;
     size_t count = (size_t)data->samples * (size_t)data->tokens * (size_t)data->hidden;
     for (size_t i = 0; i < count; i++) data->target[i] = 0.5f * (data->target[i] + data->fp[i]);
     return BIS_OK;
@@ -84,38 +85,42 @@ static bis_status float_passes(const qz_job *job, const qz_block *block, bool fi
 
 /* ---- Tuning ---- */
 
-typedef struct tune_meter {
-    qz_meter *meter;
-    double passes; /* of the whole tuning */
-    double told;
-} tune_meter;
+void qz_base_act_clip(const qz_job *job, float clip[QZ_SITES]) {
+    for (int site = 0; site < QZ_SITES; site++) clip[site] = qz_method_act_clip(job->method, job->spec->act_bits);
+}
 
 static void tell_step(void *user, int done, int total) {
-    tune_meter *t = user;
+    qz_tuning *t = user;
     double passes = total > 0 ? t->passes * done / total : t->passes;
     qz_meter_add(t->meter, passes - t->told);
     t->told = passes;
 }
 
+void qz_tuning_start(const qz_job *job, int layer, const qz_block *block, qz_tuning *out) {
+    const qz_activations *data = job->data;
+    *out = (qz_tuning){.options = *job->tune, .meter = job->meter, .passes = qz_tuning_passes(job)};
+    qz_base_act_clip(job, out->clip);
+    out->pass = (qz_pass){.compute = job->compute,
+                          .block = block,
+                          .spec = job->spec,
+                          .mode = QZ_QUANTIZED,
+                          .act_clip = out->clip,
+                          .rope_table = data->rope,
+                          .prompt = {data->prompt_tokens, data->prompt_k, data->prompt_v}};
+    out->options.seed = out->options.seed * 1000003u + (uint64_t)layer; /* each block draws its own numbers */
+    out->options.on_step = tell_step;
+    out->options.on_step_user = out;
+}
+
+void qz_tuning_finish(qz_tuning *tuning) { tell_step(tuning, 1, 1); }
+
 static bis_status tune(const qz_job *job, int layer, qz_block *block, qz_tuned *tuned, bis_error *error) {
-    qz_activations *data = job->data;
-    float clip[QZ_SITES];
-    for (int site = 0; site < QZ_SITES; site++) clip[site] = qz_method_act_clip(job->method, job->spec->act_bits);
-    qz_pass pass = {.compute = job->compute,
-                    .block = block,
-                    .spec = job->spec,
-                    .mode = QZ_QUANTIZED,
-                    .act_clip = clip,
-                    .rope_table = data->rope,
-                    .prompt = {data->prompt_tokens, data->prompt_k, data->prompt_v}};
-    tune_meter meter = {job->meter, TUNE_PASSES * data->samples * job->tune->epochs, 0};
-    qz_tune_options options = *job->tune;
-    options.seed = options.seed * 1000003u + (uint64_t)layer; /* each block draws its own numbers */
-    options.on_step = tell_step;
-    options.on_step_user = &meter;
-    bis_status status =
-        qz_tune(block, &pass, &options, data->q, data->target, data->samples, data->tokens, tuned, error);
-    if (!status) tell_step(&meter, 1, 1);
+    const qz_activations *data = job->data;
+    qz_tuning tuning;
+    qz_tuning_start(job, layer, block, &tuning);
+    bis_status status = qz_tune(block, &tuning.pass, &tuning.options, data->q, data->target, data->samples,
+                                data->tokens, tuned, error);
+    if (!status) qz_tuning_finish(&tuning);
     return status;
 }
 
@@ -174,17 +179,22 @@ static bis_status round_linears(const qz_job *job, qz_block *block, const qz_tun
         status = qz_round(block->weight[l], qz_linear_rows(&block->shape, l), qz_linear_cols(&block->shape, l),
                           &options, &packed[l], error);
         if (status) status = bis_fail_within(error, "%s", qz_linear_name(0, l, name) + strlen("model.layers.0."));
-        if (h) qz_meter_add(job->meter, rounding_passes(job) / QZ_LINEARS);
+        if (h) qz_meter_add(job->meter, qz_rounding_passes(job) / QZ_LINEARS);
     }
     return status;
+}
+
+bis_status qz_round_nearest(const qz_job *job, qz_block *block, const qz_tuned *tuned, qz_packed packed[QZ_LINEARS],
+                            bis_error *error) {
+    return round_linears(job, block, tuned, NULL, packed, error);
 }
 
 static void free_packed(qz_packed packed[QZ_LINEARS]) {
     for (int l = 0; l < QZ_LINEARS; l++) qz_packed_free(&packed[l]);
 }
 
-static bis_status round_block(const qz_job *job, qz_block *block, const float *act_clip, const qz_tuned *tuned,
-                              qz_packed packed[QZ_LINEARS], bis_error *error) {
+bis_status qz_round_block(const qz_job *job, qz_block *block, const float *act_clip, const qz_tuned *tuned,
+                          qz_packed packed[QZ_LINEARS], bis_error *error) {
     hessians h = {0};
     bis_status status = uses_hessian(job) ? collect_hessians(job, block, act_clip, &h, error) : BIS_OK;
     if (!status) status = round_linears(job, block, tuned, uses_hessian(job) ? &h : NULL, packed, error);
@@ -227,7 +237,7 @@ static bis_status round_tuned(const qz_job *job, qz_block *block, const float *a
     float *weights = bis_reallocarray(NULL, count, sizeof *weights);
     if (!weights) return bis_fail(error, BIS_ERR_NOMEM, "no memory for a copy of the block");
     copy_weights(block, weights, false);
-    bis_status status = round_block(job, block, act_clip, job->tune->clip ? tuned : NULL, packed, error);
+    bis_status status = qz_round_block(job, block, act_clip, job->tune->clip ? tuned : NULL, packed, error);
     if (!status) status = distance(job, block, act_clip, &by_gptq, error);
     if (!status) {
         copy_weights(block, weights, true);
@@ -247,16 +257,16 @@ static bis_status round_tuned(const qz_job *job, qz_block *block, const float *a
 
 /* ---- All of it ---- */
 
-static bis_status make_block(const qz_job *job, int layer, const char *path, qz_block *block, const importance *seen,
+static bis_status make_block(const qz_job *job, int layer, const char *path, qz_block *block, const qz_importance *seen,
                              double start, qz_block_figures *figures, bis_error *error) {
     qz_tuned tuned = {0};
     qz_packed packed[QZ_LINEARS] = {0};
     float act_clip[QZ_SITES];
     bool clips = job->spec->act_bits != KN_NOT_QUANTIZED;
     bis_status status = BIS_OK;
-    for (int site = 0; site < QZ_SITES; site++) act_clip[site] = qz_method_act_clip(job->method, job->spec->act_bits);
-    if (reorders(job)) status = qz_reorder_block(block, (const double *const *)seen->sums, error);
-    if (!status && tunes(job)) {
+    qz_base_act_clip(job, act_clip);
+    if (qz_job_reorders(job)) status = qz_reorder_block(block, (const double *const *)seen->sums, error);
+    if (!status && qz_job_tunes(job)) {
         status = tune(job, layer, block, &tuned, error);
         if (!status) {
             if (clips) memcpy(act_clip, tuned.act_clip, sizeof act_clip);
@@ -265,11 +275,11 @@ static bis_status make_block(const qz_job *job, int layer, const char *path, qz_
             figures->best_epoch = tuned.best_epoch;
         }
     }
-    if (!status && rounds(job)) {
+    if (!status && qz_job_rounds(job)) {
         bool gptq = uses_hessian(job);
         const qz_tuned *trained = tuned.best_epoch > 0 ? &tuned : NULL; /* NULL: as the base method does it */
         if (gptq && trained) status = round_tuned(job, block, act_clip, trained, packed, &gptq, error);
-        else status = round_block(job, block, act_clip, trained, packed, error);
+        else status = qz_round_block(job, block, act_clip, trained, packed, error);
         figures->gptq = gptq;
     }
     figures->seconds = bis_now_seconds() - start;
@@ -279,7 +289,7 @@ static bis_status make_block(const qz_job *job, int layer, const char *path, qz_
     return status;
 }
 
-static bis_status carry(const qz_job *job, const qz_block *block, const float *act_clip, bis_error *error) {
+bis_status qz_carry(const qz_job *job, const qz_block *block, const float *act_clip, bis_error *error) {
     qz_spec spec = *job->spec;
     spec.weight_bits = KN_NOT_QUANTIZED; /* they are on their grid already */
     qz_pass pass = {.compute = job->compute, .block = block, .spec = &spec, .mode = QZ_QUANTIZED, .act_clip = act_clip};
@@ -290,15 +300,15 @@ static bis_status step(const qz_job *job, int layer, const char *path, bool fini
                        qz_block_figures *figures, bis_error *error) {
     double start = bis_now_seconds();
     qz_block *decoded = NULL;
-    importance seen = {0};
+    qz_importance seen = {0};
     float act_clip[QZ_SITES];
     double input_error = job->data->samples ? qz_activations_error(job->data) : 0;
     bis_status status = qz_transform_block(job->transform, layer, block, error);
-    if (!status && reorders(job)) status = open_importance(&(*block)->shape, &seen, error);
-    if (!status && job->data->samples) status = float_passes(job, *block, finished, &seen, error);
+    if (!status && qz_job_reorders(job)) status = qz_importance_open(&(*block)->shape, &seen, error);
+    if (!status && job->data->samples) status = qz_float_passes(job, *block, finished, &seen, error);
     if (!status && !finished) status = make_block(job, layer, path, *block, &seen, start, figures, error);
     if (!status) status = qz_block_file_read(path, layer, *block, job->spec, &decoded, act_clip, figures, error);
-    if (!status && job->data->samples) status = carry(job, decoded, act_clip, error);
+    if (!status && job->data->samples) status = qz_carry(job, decoded, act_clip, error);
     if (!status) {
         figures->input_error = input_error;
         figures->error = job->data->samples ? qz_activations_error(job->data) : 0;
@@ -306,7 +316,7 @@ static bis_status step(const qz_job *job, int layer, const char *path, bool fini
             status = bis_fail(error, BIS_ERR_INVALID, "its output has numbers that are not finite");
         }
     }
-    bis_free(seen.memory);
+    qz_importance_close(&seen);
     qz_block_free(decoded);
     return status;
 }

@@ -134,9 +134,24 @@ bis_status qz_learned_open(const qz_pass *pass, const qz_tune_options *options, 
     return BIS_OK;
 }
 
+size_t qz_learned_count(const qz_pass *pass, const qz_tune_options *options) {
+    qz_learned self = {.pass = pass};
+    find_sizes(&self, options);
+    place_parameters(&self);
+    return self.first[QZ_PARTS];
+}
+
 void qz_learned_close(qz_learned *learned) {
     bis_free(learned->memory);
     *learned = (qz_learned){0};
+}
+
+void qz_learned_turn_to(qz_learned *learned, qz_real *parameter, qz_real *gradient) {
+    learned->parameter = parameter;
+    learned->gradient = gradient;
+    for (int i = 0; i < QZ_LINEARS; i++) {
+        if (!learned->plain_own[i]) learned->plain[i] = learned->pass->block->weight[i];
+    }
 }
 
 /* ---- Weights and norms ----------------------------------------------------------------------- */
@@ -258,6 +273,28 @@ bis_status qz_learned_grids(const qz_learned *learned, qz_grid grid[QZ_LINEARS],
         task.scales = grid[i].scales;
         task.zeros = grid[i].zeros;
         qz_parallel(learned->pass->compute, task.rows, WEIGHT_ROWS, round_rows, &task);
+    }
+    return BIS_OK;
+}
+
+bis_status qz_learned_fold(qz_learned *learned, qz_run *run, qz_block *block, qz_tuned *out, bis_error *error) {
+    qz_learned_prepare(learned, run);
+    bis_status status = qz_learned_grids(learned, out->grid, error);
+    if (status) return status;
+    for (int i = 0; i < QZ_SITES; i++) {
+        const qz_pass *pass = learned->pass;
+        size_t at = learned->clip + (size_t)i;
+        float told = pass->act_clip ? pass->act_clip[i] : 1;
+        out->act_clip[i] = learned->has[QZ_PART_ACT_CLIP] ? (float)learned->parameter[at] : told;
+    }
+    size_t hidden = (size_t)block->shape.hidden;
+    memcpy(block->norm1, learned->norm[0], hidden * sizeof *block->norm1);
+    memcpy(block->norm2, learned->norm[1], hidden * sizeof *block->norm2);
+    for (int i = 0; i < QZ_LINEARS; i++) {
+        if (!learned->plain_own[i]) continue;
+        qz_linear_id linear = (qz_linear_id)i;
+        size_t count = (size_t)qz_linear_rows(&block->shape, linear) * (size_t)qz_linear_cols(&block->shape, linear);
+        memcpy(block->weight[i], learned->plain_own[i], count * sizeof *block->weight[i]);
     }
     return BIS_OK;
 }

@@ -43,7 +43,13 @@ typedef struct qz_learned {
 /* Parameters at their start: next to no clip of weights, no compensation (B = 0, A random), no smoothing, act clips as
  * the pass tells but at most 0.9 (not at 8 bits). The pass and its block must stay. */
 bis_status qz_learned_open(const qz_pass *pass, const qz_tune_options *options, qz_learned *out, bis_error *error);
+/* How many parameters that are. */
+size_t qz_learned_count(const qz_pass *pass, const qz_tune_options *options);
 void qz_learned_close(qz_learned *learned);
+
+/* Another block of the same shape takes the pass's place, with parameters and gradients kept elsewhere (they stay
+ * borrowed): so one object serves all blocks in turn. */
+void qz_learned_turn_to(qz_learned *learned, qz_real *parameter, qz_real *gradient);
 
 /* Makes weights and norms of the parameters and puts them, and the act clips, into the run. */
 void qz_learned_prepare(qz_learned *learned, qz_run *run);
@@ -55,5 +61,8 @@ double qz_learned_penalty(qz_learned *learned, double weight);
 
 /* After qz_learned_prepare: the grid that V is on. */
 bis_status qz_learned_grids(const qz_learned *learned, qz_grid grid[QZ_LINEARS], bis_error *error);
+
+/* Puts U and the norms into the block (which may be the pass's own), grids and clips into *out. */
+bis_status qz_learned_fold(qz_learned *learned, qz_run *run, qz_block *block, qz_tuned *out, bis_error *error);
 
 #endif

@@ -40,6 +40,9 @@ typedef struct qz_loops {
     void (*rotate)(const qz_real *table, int half, qz_real direction, qz_real *x);
     void (*softmax)(qz_real *x, int count, qz_real factor);                                   /* of factor * x */
     void (*softmax_backward)(const qz_real *p, int count, qz_real factor, qz_real *gradient); /* in place */
+    /* Kullback-Leibler divergence of softmax(x) from softmax(target); x becomes its gradient times factor. target is
+     * used up. */
+    double (*divergence)(qz_real *target, qz_real *x, int count, qz_real factor);
     void (*swiglu)(const qz_real *gate, const qz_real *up, int count, qz_real *out);          /* out may be gate */
     /* d_gate may be gradient */
     void (*swiglu_backward)(const qz_real *gate, const qz_real *up, int count, const qz_real *gradient, qz_real *d_gate,

@@ -156,6 +156,33 @@ static void softmax_backward(const qz_real *p, int count, qz_real factor, qz_rea
     for (int i = 0; i < count; i++) gradient[i] = p[i] * (gradient[i] - dot) * factor;
 }
 
+static qz_real greatest(const qz_real *x, int count) {
+    qz_real most = x[0];
+#pragma omp simd reduction(max : most)
+    for (int i = 0; i < count; i++) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
+/* Sums in double: the divergence is a small difference of large ones. */
+static double divergence(qz_real *target, qz_real *x, int count, qz_real factor) {
+    qz_real most_target = greatest(target, count), most = greatest(x, count);
+    double sum_target = 0, sum = 0, apart = 0;
+#pragma omp simd reduction(+ : sum_target, sum, apart)
+    for (int i = 0; i < count; i++) {
+        qz_real t = target[i] - most_target, y = x[i] - most;
+        qz_real p = exponential(t), q = exponential(y);
+        target[i] = p;
+        x[i] = q;
+        sum_target += (double)p;
+        sum += (double)q;
+        apart += (double)p * ((double)t - (double)y);
+    }
+    qz_real share_target = (qz_real)(1 / sum_target) * factor, share = (qz_real)(1 / sum) * factor;
+#pragma omp simd
+    for (int i = 0; i < count; i++) x[i] = x[i] * share - target[i] * share_target;
+    return apart / sum_target + log(sum / sum_target);
+}
+
 static void swiglu(const qz_real *gate, const qz_real *up, int count, qz_real *out) {
 #pragma omp simd
     for (int i = 0; i < count; i++) out[i] = gate[i] / (1 + exponential(-gate[i])) * up[i];
@@ -228,6 +255,7 @@ static const qz_loops loops = {
     .rotate = rotate,
     .softmax = softmax,
     .softmax_backward = softmax_backward,
+    .divergence = divergence,
     .swiglu = swiglu,
     .swiglu_backward = swiglu_backward,
     .add = add,

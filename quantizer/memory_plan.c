@@ -1,5 +1,7 @@
 #include "quantizer/memory_plan.h"
 
+#include "quantizer/learned.h"
+
 static uint64_t block_numbers(const qz_shape *shape) {
     uint64_t numbers = 0;
     for (qz_linear_id l = 0; l < QZ_LINEARS; l++) {
@@ -28,6 +30,27 @@ static uint64_t sample_numbers(const qz_plan_input *in) {
     return (uint64_t)in->tokens * (a_token + 2 * scores);
 }
 
+/* The stage: all blocks with their prompts, parameters and what training keeps of these; head and logits; the blocks'
+ * inputs of a batch and its way through one block. */
+static uint64_t end_to_end(const qz_plan_input *in, const qz_memory_plan *plan) {
+    enum { KEPT_BEFORE = 1, KEPT_IN_TRAINING = 5 };
+    const uint64_t number = sizeof(qz_real);
+    const qz_shape *s = &in->shape;
+    qz_block block = {.shape = *s};
+    qz_pass pass = {.block = &block, .spec = in->spec};
+    uint64_t layers = (uint64_t)in->layers, weights = block_numbers(s), hidden = (uint64_t)s->hidden;
+    uint64_t parameters = qz_learned_count(&pass, in->tune);
+    uint64_t prompt = 2 * (uint64_t)in->prompt_tokens * (uint64_t)s->kv_heads * (uint64_t)s->head_dim;
+    uint64_t head = ((uint64_t)in->vocab + 1) * hidden;
+    uint64_t kept = (layers * (weights + prompt) + head) * number;
+    uint64_t batch = (uint64_t)(in->tune->batch < in->samples ? in->tune->batch : in->samples);
+    uint64_t inputs = (layers + 2) * batch * (uint64_t)in->tokens * hidden;
+    uint64_t training = (inputs + batch * sample_numbers(in) + 3 * weights) * number +
+                        qz_divergence_bytes(s->hidden, in->vocab) + layers * KEPT_IN_TRAINING * parameters * number;
+    uint64_t before = plan->total - plan->activations + layers * KEPT_BEFORE * parameters * number;
+    return plan->activations + kept + (training > before ? training : before);
+}
+
 qz_memory_plan qz_plan_memory(const qz_plan_input *in) {
     const uint64_t number = sizeof(qz_real);
     uint64_t block = block_numbers(&in->shape), widest;
@@ -42,10 +65,11 @@ qz_memory_plan qz_plan_memory(const qz_plan_input *in) {
     if (in->method->hessian && in->gptq && rounds)
         plan.hessians = hessians * sizeof(float) + 2 * widest * sizeof(double);
     /* W + dW, its quantized form, the gradient, and the compensation's factors with AdamW's two moments. */
-    if (tunes) plan.tuning += 4 * block * number + 6 * (uint64_t)in->rank * block / (uint64_t)in->shape.hidden * number;
+    if (tunes) plan.tuning += 4 * block * number + 6 * (uint64_t)in->tune->rank * block / (uint64_t)in->shape.hidden * number;
     uint64_t late = plan.hessians > plan.tuning ? plan.hessians : plan.tuning; /* not at the same time */
     if (tunes && plan.hessians) plan.blocks += block * number + block;         /* both roundings are tried */
     plan.total = plan.activations + plan.blocks + late;
+    if (in->end_to_end) plan.end_to_end = end_to_end(in, &plan);
     return plan;
 }
 

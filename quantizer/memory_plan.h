@@ -2,6 +2,7 @@
 #ifndef BISUP_QUANTIZER_MEMORY_PLAN_H
 #define BISUP_QUANTIZER_MEMORY_PLAN_H
 
+#include "quantizer/end_to_end.h"
 #include "quantizer/method.h"
 
 /* Bytes. Mapped weight files are not counted: the system takes their pages back when it needs them. */
@@ -11,6 +12,7 @@ typedef struct qz_memory_plan {
     uint64_t hessians;
     uint64_t tuning; /* parameters, gradients, and one sample's way through the block */
     uint64_t total;
+    uint64_t end_to_end; /* instead of total, where all blocks are kept and trained together; 0: not wanted */
 } qz_memory_plan;
 
 typedef struct qz_plan_input {
@@ -19,7 +21,9 @@ typedef struct qz_plan_input {
     const qz_spec *spec;
     bool gptq;
     int samples, tokens, prompt_tokens;
-    int rank, threads;
+    const qz_tune_options *tune;
+    bool end_to_end;
+    int layers, vocab, threads;
 } qz_plan_input;
 
 qz_memory_plan qz_plan_memory(const qz_plan_input *input);

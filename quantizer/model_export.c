@@ -68,7 +68,7 @@ static bis_status open_blocks(const qz_export *e, rt_safetensors **files, qz_ten
     char path[PATH_MAX];
     bis_status status = BIS_OK;
     for (int layer = 0; layer < e->layers && !status; layer++) {
-        status = qz_run_folder_block(e->folder, layer, path, error);
+        status = qz_run_folder_file(e->folder, QZ_FILE_BLOCK, layer, path, error);
         if (!status) status = rt_safetensors_open(path, &files[layer], error);
         if (!status) add_block(list, files[layer]);
     }

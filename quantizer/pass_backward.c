@@ -36,14 +36,14 @@ static void ffn_middle(void *argument, int first, int last, int worker) {
     }
 }
 
-/* What the middle row's gradient becomes, with the part that came along the residual. */
-typedef struct ffn_input_task {
+/* What a norm's input gets beside the part that came along the residual. */
+typedef struct input_task {
     qz_run *run;
     qz_real *residual;
-} ffn_input_task;
+} input_task;
 
 static void ffn_input(void *argument, int first, int last, int worker) {
-    const ffn_input_task *task = argument;
+    const input_task *task = argument;
     qz_run *run = task->run;
     const qz_shape *shape = &run->pass->block->shape;
     qz_real *scratch = qz_run_scratch(run, worker);
@@ -115,11 +115,15 @@ static void attention_heads(void *argument, int first, int last, int worker) {
 }
 
 static void attention_input(void *argument, int first, int last, int worker) {
-    qz_run *run = argument;
-    int hidden = run->pass->block->shape.hidden;
+    const input_task *task = argument;
+    qz_run *run = task->run;
+    const qz_shape *shape = &run->pass->block->shape;
     qz_real *scratch = qz_run_scratch(run, worker);
     for (int r = first; r < last; r++) {
-        site_backward(run, QZ_SITE_ATTN, r, run->back.hidden + at_row(r, hidden), scratch);
+        size_t at = at_row(r, shape->hidden);
+        site_backward(run, QZ_SITE_ATTN, r, run->back.hidden + at, scratch);
+        run->loops->norm_backward(run->tape.input + at, run->norm1, (qz_real)shape->norm_eps, shape->hidden,
+                                  run->back.hidden + at, task->residual + at);
     }
 }
 
@@ -146,7 +150,7 @@ void qz_run_backward(qz_run *run, const qz_receiver *receiver, qz_real *d_output
     each_row(run, ffn_middle, run);
     multiply(run, receiver, QZ_GATE, back->gate, false, back->hidden);
     multiply(run, receiver, QZ_UP, back->up, true, back->hidden);
-    ffn_input_task task = {run, d_output};
+    input_task task = {run, d_output};
     each_row(run, ffn_input, &task);
     receiver->norm(receiver->user, QZ_SITE_FFN, back->hidden, tape->middle, tape->inverse2);
     multiply(run, receiver, QZ_O, d_output, false, back->wide);
@@ -156,6 +160,6 @@ void qz_run_backward(qz_run *run, const qz_receiver *receiver, qz_real *d_output
     multiply(run, receiver, QZ_Q, back->q, false, back->hidden);
     multiply(run, receiver, QZ_K, back->k, true, back->hidden);
     multiply(run, receiver, QZ_V, back->v, true, back->hidden);
-    each_row(run, attention_input, run);
+    each_row(run, attention_input, &task);
     receiver->norm(receiver->user, QZ_SITE_ATTN, back->hidden, tape->input, tape->inverse1);
 }

@@ -8,7 +8,7 @@
 #include "common/clock.h"
 #include "common/file.h"
 #include "common/log.h"
-#include "quantizer/block_step.h"
+#include "quantizer/kept_blocks.h"
 #include "quantizer/model_export.h"
 #include "quantizer/report.h"
 #include "quantizer/safetensors_writer.h"
@@ -28,6 +28,7 @@ typedef struct quantize_run {
     qz_activations data;
     qz_run_folder folder;
     bool folder_open;
+    qz_kept kept; /* with the end-to-end stage only */
     qz_meter meter;
     double started, operations; /* of the blocks' matrix products */
     qz_summary summary;
@@ -81,7 +82,7 @@ static bis_status open_model(quantize_run *run, bis_error *error) {
                           .weight_symmetric = !o->asymmetric};
     qz_transform_set_spec(run->transform, &run->spec);
     run->tune = o->tune;
-    run->tune.seed = o->seed;
+    run->tune.seed = run->tune.held_out_seed = o->seed;
     if (run->method->base == QZ_BASE_QUAROT) run->tune.smooth_alpha = 0; /* rotated channels are alike already */
     run->summary.layers = run->config->layers;
     return choose_outliers(run, error);
@@ -110,6 +111,26 @@ static bis_status open_calibration(quantize_run *run, bis_error *error) {
     return BIS_OK;
 }
 
+static bool wants_end_to_end(const quantize_run *run) {
+    return run->method->tune && run->options->end_to_end && run->options->end_to_end_epochs > 0 &&
+           run->calibration.samples;
+}
+
+/* A run that has begun with the stage, or without it, goes on so: its result must not depend on what was free later. */
+static void choose_end_to_end(quantize_run *run, uint64_t available) {
+    if (!wants_end_to_end(run)) return;
+    qz_summary *s = &run->summary;
+    bool begun = qz_run_folder_holds(run->options->out, 0, QZ_FILE_TUNED);
+    bool streamed = !begun && qz_run_folder_holds(run->options->out, 0, QZ_FILE_BLOCK);
+    bool fits = s->plan.end_to_end <= available;
+    s->end_to_end = begun || (fits && !streamed);
+    s->end_to_end_left_out = !s->end_to_end;
+    if (s->end_to_end) s->plan.total = s->plan.end_to_end;
+    else
+        bis_warn("the end-to-end stage is left out: it needs %.2f GB of memory, and %.2f are free",
+                 (double)s->plan.end_to_end / 1e9, (double)available / 1e9);
+}
+
 static bis_status check_memory(quantize_run *run, bis_error *error) {
     const qz_memory_plan *plan = &run->summary.plan;
     qz_plan_input input = {.shape = qz_transform_shape(run->transform),
@@ -119,10 +140,14 @@ static bis_status check_memory(quantize_run *run, bis_error *error) {
                            .samples = run->calibration.samples,
                            .tokens = run->calibration.tokens,
                            .prompt_tokens = run->calibration.prompt_tokens,
-                           .rank = run->tune.rank,
+                           .tune = &run->tune,
+                           .end_to_end = wants_end_to_end(run),
+                           .layers = run->config->layers,
+                           .vocab = run->config->vocab,
                            .threads = qz_compute_threads(run->compute)};
     uint64_t available = rt_system_memory_available();
     run->summary.plan = qz_plan_memory(&input);
+    choose_end_to_end(run, available);
     if (!run->options->quiet) {
         bis_info("%s: %d layers, %s W%dA%dKV%d g%d, %d windows of %d tokens, %d threads", run->options->model,
                  run->config->layers, run->method->name, run->spec.weight_bits, run->spec.act_bits, run->spec.kv_bits,
@@ -145,6 +170,7 @@ static bis_status open_folder(quantize_run *run, bis_error *error) {
 
 static void close_run(quantize_run *run) {
     if (run->folder_open) qz_run_folder_discard(&run->folder);
+    qz_kept_close(&run->kept);
     qz_activations_close(&run->data);
     qz_calibration_free(&run->calibration);
     qz_compute_close(run->compute);
@@ -155,17 +181,23 @@ static void close_run(quantize_run *run) {
 /* ---- Blocks ---- */
 
 /* Finished blocks come first, without a gap, because they are made in order. */
-static bis_status count_finished(quantize_run *run, bis_error *error) {
+static bis_status count_files(const quantize_run *run, qz_run_file kind, int *count, bis_error *error) {
     char path[PATH_MAX];
     bis_status status = BIS_OK;
     for (int layer = 0; layer < run->config->layers && !status; layer++) {
-        status = qz_run_folder_block(&run->folder, layer, path, error);
+        status = qz_run_folder_file(&run->folder, kind, layer, path, error);
         if (!status && access(path, F_OK) != 0) break;
-        run->summary.resumed = layer + 1;
+        *count = layer + 1;
     }
+    return status;
+}
+
+static bis_status count_finished(quantize_run *run, bis_error *error) {
+    bis_status status =
+        count_files(run, run->summary.end_to_end ? QZ_FILE_TUNED : QZ_FILE_BLOCK, &run->summary.resumed, error);
     if (!status && run->summary.resumed) {
-        bis_info("going on with %s: %d of %d blocks are finished", run->folder.partial, run->summary.resumed,
-                 run->config->layers);
+        bis_info("going on with %s: %d of %d blocks are %s", run->folder.partial, run->summary.resumed,
+                 run->config->layers, run->summary.end_to_end ? "tuned" : "finished");
     }
     return status;
 }
@@ -188,11 +220,7 @@ static void tell_block(const quantize_run *run, int layer) {
     fprintf(stderr, "%s (%.1f s, %.0f s left)\n", text, b->seconds, left > 0 ? left : 0);
 }
 
-static void start_meter(quantize_run *run, const qz_job *job) {
-    double total = 0;
-    for (int layer = 0; layer < run->config->layers; layer++) {
-        total += qz_block_step_passes(job, layer < run->summary.resumed);
-    }
+static void start_meter(quantize_run *run, double total) {
     bool quiet = run->options->quiet || !isatty(STDERR_FILENO);
     bis_progress_start(&run->meter.bar, "quantize", (uint64_t)total, quiet);
 }
@@ -217,6 +245,100 @@ static void measure_peak(quantize_run *run) {
     bis_free(memory);
 }
 
+/* Each block is finished before the next begins. */
+static bis_status stream_blocks(quantize_run *run, const qz_job *job, bis_error *error) {
+    char path[PATH_MAX];
+    double total = 0;
+    bis_status status = BIS_OK;
+    for (int layer = 0; layer < run->config->layers; layer++) {
+        total += qz_block_step_passes(job, layer < run->summary.resumed);
+    }
+    start_meter(run, total);
+    for (int layer = 0; layer < run->config->layers && !status; layer++) {
+        status = qz_run_folder_file(&run->folder, QZ_FILE_BLOCK, layer, path, error);
+        if (!status) {
+            bool finished = layer < run->summary.resumed;
+            status = qz_block_step(job, layer, path, finished, &run->summary.blocks[layer], error);
+        }
+        if (!status) tell_block(run, layer);
+    }
+    return status;
+}
+
+/* ---- Blocks, with the end-to-end stage ---- */
+
+static bis_status tune_blocks(quantize_run *run, const qz_job *job, bis_error *error) {
+    char path[PATH_MAX];
+    bis_status status = BIS_OK;
+    for (int layer = 0; layer < run->config->layers && !status; layer++) {
+        status = qz_run_folder_file(&run->folder, QZ_FILE_TUNED, layer, path, error);
+        if (!status) {
+            bool finished = layer < run->summary.resumed;
+            status = qz_kept_tune(job, &run->kept, layer, path, finished, &run->summary.blocks[layer], error);
+        }
+        if (!status) tell_block(run, layer);
+    }
+    return status;
+}
+
+static qz_tune_options end_to_end_options(const quantize_run *run) {
+    qz_tune_options o = run->tune;
+    double share = run->options->lr_end_to_end;
+    o.epochs = run->options->end_to_end_epochs;
+    o.lr_clip *= share;
+    o.lr_smooth *= share;
+    o.lr_low_rank *= share;
+    o.lr_act_clip *= share;
+    return o;
+}
+
+static bis_status train_blocks(quantize_run *run, const qz_job *job, const char *path, bool finished,
+                               bis_error *error) {
+    qz_tune_options options = end_to_end_options(run);
+    bis_status status = qz_kept_train(job, &run->kept, &options, path, finished, error);
+    if (status) return status;
+    qz_summary *s = &run->summary;
+    s->kl_before = run->kept.result.before;
+    s->kl_after = run->kept.result.after;
+    s->end_epoch = run->kept.result.best_epoch;
+    s->end_seconds = run->kept.seconds;
+    if (!run->options->quiet && !run->meter.bar.terminal) {
+        fprintf(stderr, "end to end: held-out KL from %.4f to %.4f in epoch %d (%.1f s)\n", s->kl_before, s->kl_after,
+                run->kept.result.best_epoch, s->end_seconds);
+    }
+    return BIS_OK;
+}
+
+static bis_status write_blocks(quantize_run *run, const qz_job *job, int written, bis_error *error) {
+    char path[PATH_MAX];
+    bis_status status = BIS_OK;
+    for (int layer = 0; layer < run->config->layers && !status; layer++) {
+        status = qz_run_folder_file(&run->folder, QZ_FILE_BLOCK, layer, path, error);
+        if (!status) {
+            bool finished = layer < written;
+            status = qz_kept_write(job, &run->kept, layer, path, finished, &run->summary.blocks[layer], error);
+        }
+    }
+    return status;
+}
+
+static bis_status keep_blocks(quantize_run *run, const qz_job *job, bis_error *error) {
+    char path[PATH_MAX];
+    int layers = run->config->layers, written = 0;
+    bis_status status = count_files(run, QZ_FILE_BLOCK, &written, error);
+    if (!status) status = qz_run_folder_file(&run->folder, QZ_FILE_END_TO_END, 0, path, error);
+    if (status) return status;
+    bool trained = access(path, F_OK) == 0;
+    start_meter(run, qz_kept_passes(job, layers, run->options->end_to_end_epochs, run->summary.resumed, trained,
+                                    written));
+    status = qz_kept_open(job, layers, run->config->vocab, &run->kept, error);
+    if (!status) status = tune_blocks(run, job, error);
+    if (status) return status;
+    qz_activations_restart(&run->data, &run->calibration, run->transform);
+    status = train_blocks(run, job, path, trained, error);
+    return status ? status : write_blocks(run, job, written, error);
+}
+
 static bis_status quantize_blocks(quantize_run *run, bis_error *error) {
     qz_job job = {.compute = run->compute,
                   .transform = run->transform,
@@ -226,21 +348,13 @@ static bis_status quantize_blocks(quantize_run *run, bis_error *error) {
                   .gptq = run->options->gptq,
                   .data = &run->data,
                   .meter = &run->meter};
-    char path[PATH_MAX];
     bis_status status = count_finished(run, error);
     if (status) return status;
     if (run->data.samples) measure_peak(run);
     double before = qz_compute_operations(run->compute);
-    start_meter(run, &job);
-    for (int layer = 0; layer < run->config->layers && !status; layer++) {
-        status = qz_run_folder_block(&run->folder, layer, path, error);
-        if (!status) {
-            bool finished = layer < run->summary.resumed;
-            status = qz_block_step(&job, layer, path, finished, &run->summary.blocks[layer], error);
-        }
-        if (!status) tell_block(run, layer);
-    }
+    status = run->summary.end_to_end ? keep_blocks(run, &job, error) : stream_blocks(run, &job, error);
     run->operations = qz_compute_operations(run->compute) - before;
+    if (!status && run->data.samples) run->summary.final_error = qz_activations_error(&run->data);
     if (!status && run->data.samples) measure_peak(run);
     if (!status) bis_progress_finish(&run->meter.bar);
     else if (run->meter.bar.terminal && !run->options->quiet) fputs("\r\033[K", stderr);

@@ -36,6 +36,8 @@ static void put_options(const qz_options *o, bis_buf *out) {
     bis_buf_printf(out, ",\"lr_low_rank\":%.17g,\"lr_act_clip\":%.17g", t->lr_low_rank, t->lr_act_clip);
     bis_buf_printf(out, ",\"gradient_clip\":%.17g,\"smooth_penalty\":%.17g,\"smooth_alpha\":%.17g,\"held_out\":%.17g",
                    t->gradient_clip, t->smooth_penalty, t->smooth_alpha, t->held_out);
+    bis_buf_printf(out, ",\"end_to_end\":%s,\"end_to_end_epochs\":%d,\"lr_end_to_end\":%.17g", truth(o->end_to_end),
+                   o->end_to_end_epochs, o->lr_end_to_end);
 }
 
 /* ---- Identity ---- */
@@ -130,6 +132,19 @@ static void put_block(const qz_block_figures *b, bool tuned, bool carried, bis_b
                    b->linear_weights > 0 ? 8 * b->linear_bytes / b->linear_weights : 0, b->seconds);
 }
 
+/* Where it was wanted: figures, or why there are none. */
+static void put_end_to_end(const qz_summary *s, bis_buf *out) {
+    if (s->end_to_end) {
+        bis_buf_printf(out, ",\"end_to_end\":{\"kl_before\":%.9g,\"kl_after\":%.9g,\"best_epoch\":%.0f,", s->kl_before,
+                       s->kl_after, s->end_epoch);
+        bis_buf_printf(out, "\"seconds\":%.2f}", s->end_seconds);
+    } else if (s->end_to_end_left_out) {
+        bis_buf_printf(out, ",\"end_to_end\":{\"left_out\":\"not enough memory\",\"needed_bytes\":%llu}",
+                       (unsigned long long)s->plan.end_to_end);
+    }
+    if (s->samples) bis_buf_printf(out, ",\"error\":%.9g", s->final_error);
+}
+
 void qz_report_write(const qz_options *options, const qz_summary *s, bis_buf *out) {
     const qz_method *method = qz_method_find(options->method);
     bis_buf_printf(out, "{\"bisup\":\"%s\",", BISUP_VERSION);
@@ -148,7 +163,9 @@ void qz_report_write(const qz_options *options, const qz_summary *s, bis_buf *ou
         if (layer) bis_buf_putc(out, ',');
         put_block(&s->blocks[layer], method && method->tune, s->samples > 0, out);
     }
-    bis_buf_printf(out, "],\"bits_per_weight\":%.6f,\"model_bytes\":%llu,\"planned_memory_bytes\":%llu",
+    bis_buf_putc(out, ']');
+    put_end_to_end(s, out);
+    bis_buf_printf(out, ",\"bits_per_weight\":%.6f,\"model_bytes\":%llu,\"planned_memory_bytes\":%llu",
                    s->bits_per_weight, (unsigned long long)s->model_bytes, (unsigned long long)s->plan.total);
     bis_buf_printf(out, ",\"resumed_blocks\":%d,\"seconds\":%.2f,\"tokens_per_second\":%.2f,\"gflops\":%.3f",
                    s->resumed, s->seconds, s->tokens_per_second, s->gflops);

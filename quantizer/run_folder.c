@@ -204,10 +204,24 @@ bis_status qz_run_folder_open(const char *out, bool force, const bis_buf *identi
     return status;
 }
 
-bis_status qz_run_folder_block(const qz_run_folder *folder, int layer, char path[PATH_MAX], bis_error *error) {
+static void file_name(qz_run_file file, int layer, char *name, size_t size) {
+    if (file == QZ_FILE_END_TO_END) snprintf(name, size, "end-to-end.tuned");
+    else snprintf(name, size, "block-%03d.%s", layer, file == QZ_FILE_TUNED ? "tuned" : "safetensors");
+}
+
+bis_status qz_run_folder_file(const qz_run_folder *folder, qz_run_file file, int layer, char path[PATH_MAX],
+                              bis_error *error) {
     char name[32];
-    snprintf(name, sizeof name, "block-%03d.safetensors", layer);
+    file_name(file, layer, name, sizeof name);
     return join(path, folder->partial, name, error);
+}
+
+bool qz_run_folder_holds(const char *out, int layer, qz_run_file file) {
+    char name[32], path[PATH_MAX], whole[PATH_MAX];
+    file_name(file, layer, name, sizeof name);
+    if (copy_out(out, path, NULL)) return false;
+    int length = snprintf(whole, sizeof whole, "%.*s.partial/%s", PATH_MAX - 64, path, name);
+    return length < PATH_MAX && bis_file_exists(whole);
 }
 
 /* ---- Ending ---- */

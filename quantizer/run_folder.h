@@ -2,6 +2,7 @@
  * is never half a model under that name. OUT.partial holds:
  *   run.json               what this run is (options, inputs): another run does not go on with it
  *   block-NNN.safetensors  finished blocks
+ *   block-NNN.tuned, end-to-end.tuned  what was learned, where all blocks are trained together
  *   model/                 the files of the result
  * A lock on OUT.partial keeps a second process out.
  */
@@ -30,8 +31,15 @@ bis_status qz_run_folder_check(const char *model, const char *out, bool force, b
 bis_status qz_run_folder_open(const char *out, bool force, const bis_buf *identity, qz_run_folder *folder,
                               bis_error *error);
 
-/* "OUT.partial/block-007.safetensors". */
-bis_status qz_run_folder_block(const qz_run_folder *folder, int layer, char path[PATH_MAX], bis_error *error);
+/* What a run leaves in the folder while it goes on. */
+typedef enum qz_run_file { QZ_FILE_BLOCK, QZ_FILE_TUNED, QZ_FILE_END_TO_END } qz_run_file;
+
+/* "OUT.partial/block-007.safetensors"; layer does not matter for QZ_FILE_END_TO_END. */
+bis_status qz_run_folder_file(const qz_run_folder *folder, qz_run_file file, int layer, char path[PATH_MAX],
+                              bis_error *error);
+
+/* Whether OUT.partial has it already; before it is opened. */
+bool qz_run_folder_holds(const char *out, int layer, qz_run_file file);
 
 /* Makes the result OUT and removes the rest. */
 bis_status qz_run_folder_finish(qz_run_folder *folder, bis_error *error);

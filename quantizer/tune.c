@@ -4,14 +4,9 @@
 #include <string.h>
 
 #include "common/alloc.h"
-#include "quantizer/learned.h"
-#include "quantizer/random.h"
+#include "quantizer/training.h"
 
-enum { ADAM_PIECE = 8192, ROW_GRAIN = 8 };
-
-static const double FIRST_DECAY = 0.9, SECOND_DECAY = 0.999, EPSILON = 1e-8;
-static const double WARM_UP = 0.05; /* share of steps over which rates rise to their full size */
-static const qz_real ACT_CLIP_LEAST = (qz_real)0.1, ACT_CLIP_MOST = 1;
+enum { ROW_GRAIN = 8 };
 
 qz_tune_options qz_tune_default_options(void) {
     return (qz_tune_options){.clip = true,
@@ -53,44 +48,12 @@ typedef struct trainer {
     qz_run run;
     qz_real *batch_x, *batch_target;
     double *row_error;
-    qz_real *first, *second, *best; /* Adam's moments; the best parameters */
-    int steps, step;
+    qz_trained trained;
+    qz_optimizer optimizer;
     bool diverged;
 } trainer;
 
 /* ---- Opening --------------------------------------------------------------------------------- */
-
-static bis_status check_options(const qz_tune_options *o, int samples, int tokens, bis_error *error) {
-    if (samples < 1 || tokens < 1)
-        return bis_fail(error, BIS_ERR_INVALID, "no samples to tune on: give more calibration text");
-    if (o->batch < 1) return bis_fail(error, BIS_ERR_INVALID, "tuning in batches of %d: use 1 or more", o->batch);
-    if (o->epochs < 0) return bis_fail(error, BIS_ERR_INVALID, "tuning for %d epochs: use 0 or more", o->epochs);
-    if (o->rank < 0) return bis_fail(error, BIS_ERR_INVALID, "a compensation of rank %d: use 0 or more", o->rank);
-    if (!(o->held_out >= 0 && o->held_out < 1))
-        return bis_fail(error, BIS_ERR_INVALID, "%g of the samples held out: use 0 or more, and less than 1",
-                        o->held_out);
-    return BIS_OK;
-}
-
-/* Fisher and Yates, of order[first .. count - 1]. */
-static void shuffle(int *order, int first, int count, uint64_t seed) {
-    for (int i = count - 1; i > first; i--) {
-        int j = first + (int)(qz_random_bits(seed, (uint64_t)i) % (uint64_t)(i - first + 1));
-        int kept = order[i];
-        order[i] = order[j];
-        order[j] = kept;
-    }
-}
-
-/* With one sample, or a share of 0, the samples trained on decide. */
-static void choose_held_out(trainer *self) {
-    int count = (int)lround(self->options->held_out * self->samples);
-    if (count < 1 && self->options->held_out > 0) count = 1;
-    if (count > self->samples - 1) count = self->samples - 1;
-    self->held_out = count;
-    for (int i = 0; i < self->samples; i++) self->order[i] = i;
-    shuffle(self->order, 0, self->samples, self->options->seed);
-}
 
 static bool allocate(trainer *self) {
     size_t parameters = self->learned.first[QZ_PARTS] * sizeof(qz_real);
@@ -98,17 +61,19 @@ static bool allocate(trainer *self) {
     self->batch_x = bis_alloc_aligned(batch);
     self->batch_target = bis_alloc_aligned(batch);
     self->row_error = bis_calloc((size_t)self->batch * (size_t)self->tokens, sizeof *self->row_error);
-    self->first = bis_alloc_aligned(parameters);
-    self->second = bis_alloc_aligned(parameters);
-    self->best = bis_alloc_aligned(parameters);
-    return self->batch_x && self->batch_target && self->row_error && self->first && self->second && self->best;
+    qz_trained *t = &self->trained;
+    *t = (qz_trained){.parameter = self->learned.parameter, .gradient = self->learned.gradient};
+    t->first = bis_alloc_aligned(parameters);
+    t->second = bis_alloc_aligned(parameters);
+    t->best = bis_alloc_aligned(parameters);
+    return self->batch_x && self->batch_target && self->row_error && t->first && t->second && t->best;
 }
 
 static void close_trainer(trainer *self) {
     qz_learned_close(&self->learned);
     qz_run_close(&self->run);
-    void *const owned[] = {self->order, self->batch_x, self->batch_target, self->row_error,
-                           self->first, self->second,  self->best};
+    void *const owned[] = {self->order,         self->batch_x,        self->batch_target, self->row_error,
+                           self->trained.first, self->trained.second, self->trained.best};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) bis_free(owned[i]);
 }
 
@@ -117,7 +82,8 @@ static bis_status open_training(trainer *self, bis_error *error) {
     if (!status) status = qz_run_open(&self->pass, self->batch, self->tokens, true, &self->run, error);
     if (!status && !allocate(self)) status = bis_fail(error, BIS_ERR_NOMEM, "no memory to fine-tune a block");
     int trained = self->samples - self->held_out;
-    self->steps = self->options->epochs * ((trained + self->batch - 1) / self->batch);
+    self->optimizer = (qz_optimizer){.options = self->options, .compute = self->pass.compute};
+    self->optimizer.steps = self->options->epochs * ((trained + self->batch - 1) / self->batch);
     return status;
 }
 
@@ -288,62 +254,6 @@ static bis_status start_smoothing(trainer *self, bis_error *error) {
 
 /* ---- Training -------------------------------------------------------------------------------- */
 
-/* Relative to a part's rate: rising, then half a cosine down to 0. */
-static double schedule(const trainer *self) {
-    const double pi = 3.14159265358979323846;
-    double warm = WARM_UP * self->steps;
-    if (self->step < warm) return (self->step + 1) / (warm + 1);
-    return (1 + cos(pi * (self->step - warm) / (self->steps - warm))) / 2;
-}
-
-static double gradient_factor(const trainer *self) {
-    const qz_learned *learned = &self->learned;
-    double squares = 0;
-    for (size_t i = 0; i < learned->first[QZ_PARTS]; i++) {
-        squares += (double)learned->gradient[i] * (double)learned->gradient[i];
-    }
-    double size = sqrt(squares), most = self->options->gradient_clip;
-    return most > 0 && size > most ? most / size : 1;
-}
-
-typedef struct adam_task {
-    const trainer *trainer;
-    qz_adam adam;
-    size_t first;
-} adam_task;
-
-static void adam_piece(void *argument, int first, int last, int worker) {
-    (void)worker;
-    const adam_task *task = argument;
-    const trainer *self = task->trainer;
-    size_t at = task->first + (size_t)first;
-    self->learned.loops->adam(&task->adam, last - first, self->learned.gradient + at, self->first + at,
-                              self->second + at, self->learned.parameter + at);
-}
-
-static void update(trainer *self) {
-    const qz_tune_options *o = self->options;
-    const double rates[QZ_PARTS] = {o->lr_clip, o->lr_smooth, o->lr_low_rank, o->lr_act_clip};
-    qz_learned *learned = &self->learned;
-    double factor = gradient_factor(self), share = schedule(self);
-    self->step++;
-    for (int i = 0; i < QZ_PARTS; i++) {
-        adam_task task = {.trainer = self, .first = learned->first[i]};
-        task.adam.rate = (qz_real)(rates[i] * share / (1 - pow(FIRST_DECAY, self->step)));
-        task.adam.second_correction = (qz_real)(1 / (1 - pow(SECOND_DECAY, self->step)));
-        task.adam.gradient_factor = (qz_real)factor;
-        task.adam.first_decay = (qz_real)FIRST_DECAY;
-        task.adam.second_decay = (qz_real)SECOND_DECAY;
-        task.adam.epsilon = (qz_real)EPSILON;
-        size_t count = learned->first[i + 1] - learned->first[i];
-        qz_parallel(self->pass.compute, (int)count, ADAM_PIECE, adam_piece, &task);
-    }
-    for (size_t i = learned->first[QZ_PART_ACT_CLIP]; i < learned->first[QZ_PARTS]; i++) {
-        qz_real clip = learned->parameter[i];
-        learned->parameter[i] = clip < ACT_CLIP_LEAST ? ACT_CLIP_LEAST : clip > ACT_CLIP_MOST ? ACT_CLIP_MOST : clip;
-    }
-}
-
 /* One step on samples order[first ...]. The loss is the squared error over its own value, so its gradient has one size
  * whatever the block's is. */
 static void train_step(trainer *self, int first, int count) {
@@ -357,15 +267,15 @@ static void train_step(trainer *self, int first, int count) {
     for (size_t i = 0; i < size; i++) self->run.tape.output[i] *= factor;
     qz_learned_backward(&self->learned, &self->run, self->run.tape.output);
     qz_learned_penalty(&self->learned, self->options->smooth_penalty);
-    update(self);
+    qz_optimizer_step(&self->optimizer, &self->learned, &self->trained, 1);
 }
 
 static void train_epoch(trainer *self, int epoch) {
     const qz_tune_options *o = self->options;
-    shuffle(self->order, self->held_out, self->samples, o->seed + 0x100000001b3u * (uint64_t)epoch);
+    qz_shuffle(self->order, self->held_out, self->samples, o->seed + 0x100000001b3u * (uint64_t)epoch);
     for (int i = self->held_out; i < self->samples && !self->diverged; i += self->batch) {
         train_step(self, i, self->samples - i < self->batch ? self->samples - i : self->batch);
-        if (o->on_step) o->on_step(o->on_step_user, self->step, self->steps);
+        if (o->on_step) o->on_step(o->on_step_user, self->optimizer.step, self->optimizer.steps);
     }
 }
 
@@ -379,33 +289,17 @@ static void train(trainer *self, double *loss, int *best_epoch) {
         if (!(error < *loss)) continue;
         *loss = error;
         *best_epoch = epoch;
-        memcpy(self->best, self->learned.parameter, bytes);
+        memcpy(self->trained.best, self->learned.parameter, bytes);
     }
-    if (*best_epoch) memcpy(self->learned.parameter, self->best, bytes);
+    if (*best_epoch) memcpy(self->learned.parameter, self->trained.best, bytes);
 }
 
 /* ---- Results --------------------------------------------------------------------------------- */
 
-/* Puts the learned weights and norms into the block, the grids and clips into *out. */
-static bis_status fold(trainer *self, qz_block *block, qz_tuned *out, bis_error *error) {
-    const qz_learned *learned = &self->learned;
-    qz_learned_prepare(&self->learned, &self->run);
-    bis_status status = qz_learned_grids(learned, out->grid, error);
-    if (status) return status;
-    for (int i = 0; i < QZ_SITES; i++) {
-        size_t at = learned->clip + (size_t)i;
-        out->act_clip[i] = learned->has[QZ_PART_ACT_CLIP] ? (float)learned->parameter[at] : self->pass.act_clip[i];
-    }
-    size_t hidden = (size_t)block->shape.hidden;
-    memcpy(block->norm1, learned->norm[0], hidden * sizeof *block->norm1);
-    memcpy(block->norm2, learned->norm[1], hidden * sizeof *block->norm2);
-    for (int i = 0; i < QZ_LINEARS; i++) {
-        if (!learned->plain_own[i]) continue;
-        qz_linear_id linear = (qz_linear_id)i;
-        size_t count = (size_t)qz_linear_rows(&block->shape, linear) * (size_t)qz_linear_cols(&block->shape, linear);
-        memcpy(block->weight[i], learned->plain_own[i], count * sizeof *block->weight[i]);
-    }
-    return BIS_OK;
+static bis_status restart(trainer *self, bis_error *error) {
+    qz_learned_close(&self->learned);
+    bis_status status = qz_learned_open(&self->pass, self->options, &self->learned, error);
+    return status ? status : start_smoothing(self, error);
 }
 
 /* The start kept: the grids of whole ranges. */
@@ -418,37 +312,72 @@ static bis_status keep_start(trainer *self, qz_tuned *out, bis_error *error) {
     return status;
 }
 
-static bis_status tune(trainer *self, qz_block *block, qz_tuned *out, bis_error *error) {
+static bis_status train_from_start(trainer *self, qz_tuned *out, bis_error *error) {
     bis_status status = start_error(self, &out->loss_before, error);
     if (status) return status;
     out->loss_after = out->loss_before;
     status = open_training(self, error);
     if (!status) status = start_smoothing(self, error);
+    if (!status && self->learned.first[QZ_PARTS]) train(self, &out->loss_after, &out->best_epoch);
+    return status;
+}
+
+static bis_status open_trainer(trainer *self, const qz_pass *pass, bis_error *error) {
+    const qz_tune_options *options = self->options;
+    bis_status status = qz_check_training(options, self->samples, self->tokens, error);
     if (status) return status;
-    if (self->learned.first[QZ_PARTS]) train(self, &out->loss_after, &out->best_epoch);
-    return out->best_epoch ? fold(self, block, out, error) : keep_start(self, out, error);
+    self->batch = options->batch < self->samples ? options->batch : self->samples;
+    self->sample_size = (size_t)self->tokens * (size_t)pass->block->shape.hidden;
+    self->pass = *pass;
+    self->pass.mode = QZ_QUANTIZED;
+    self->pass.observe = NULL;
+    for (int i = 0; i < QZ_SITES; i++) self->act_clip[i] = pass->act_clip ? pass->act_clip[i] : 1;
+    self->pass.act_clip = self->act_clip;
+    self->order = bis_calloc((size_t)self->samples, sizeof *self->order);
+    if (!self->order) return bis_fail(error, BIS_ERR_NOMEM, "no memory to fine-tune a block");
+    self->held_out = qz_choose_held_out(self->order, self->samples, options->held_out, options->held_out_seed);
+    return BIS_OK;
 }
 
 bis_status qz_tune(qz_block *block, const qz_pass *pass, const qz_tune_options *options, const qz_real *x_q,
                    const qz_real *target, int samples, int tokens, qz_tuned *out, bis_error *error) {
-    bis_status status = check_options(options, samples, tokens, error);
-    if (status) return status;
-    trainer self = {.options = options, .pass = *pass, .x = x_q, .target = target, .samples = samples};
-    self.tokens = tokens;
-    self.batch = options->batch < samples ? options->batch : samples;
-    self.sample_size = (size_t)tokens * (size_t)block->shape.hidden;
-    self.pass.block = block;
-    self.pass.mode = QZ_QUANTIZED;
-    self.pass.observe = NULL;
-    for (int i = 0; i < QZ_SITES; i++) self.act_clip[i] = pass->act_clip ? pass->act_clip[i] : 1;
-    self.pass.act_clip = self.act_clip;
-    self.order = bis_calloc((size_t)samples, sizeof *self.order);
-    if (!self.order) return bis_fail(error, BIS_ERR_NOMEM, "no memory to fine-tune a block");
-    choose_held_out(&self);
+    trainer self = {.options = options, .x = x_q, .target = target, .samples = samples, .tokens = tokens};
+    qz_pass own = *pass;
     qz_tuned tuned = {0};
-    status = tune(&self, block, &tuned, error);
+    own.block = block;
+    bis_status status = open_trainer(&self, &own, error);
+    if (!status) status = train_from_start(&self, &tuned, error);
+    if (!status && tuned.best_epoch) status = qz_learned_fold(&self.learned, &self.run, block, &tuned, error);
+    else if (!status) status = keep_start(&self, &tuned, error);
     close_trainer(&self);
     if (status) qz_tuned_free(&tuned);
     else *out = tuned;
+    return status;
+}
+
+bis_status qz_tune_parameters(const qz_pass *pass, const qz_tune_options *options, const qz_real *x_q,
+                              const qz_real *target, int samples, int tokens, qz_real **parameters, size_t *count,
+                              qz_tuned *out, bis_error *error) {
+    trainer self = {.options = options, .x = x_q, .target = target, .samples = samples, .tokens = tokens};
+    qz_tuned tuned = {0};
+    qz_real *copy = NULL;
+    bis_status status = open_trainer(&self, pass, error);
+    if (!status) status = train_from_start(&self, &tuned, error);
+    size_t size = self.learned.first[QZ_PARTS];
+    if (!status) {
+        copy = bis_alloc_aligned((size + 1) * sizeof *copy);
+        if (!copy) status = bis_fail(error, BIS_ERR_NOMEM, "no memory for what tuning learned");
+        /* with no best epoch training has left its last parameters: those of the start are made again */
+        if (copy && !tuned.best_epoch) status = restart(&self, error);
+    }
+    if (!status) {
+        memcpy(copy, self.learned.parameter, size * sizeof *copy);
+        *parameters = copy;
+        *count = size;
+        *out = tuned;
+    } else {
+        bis_free(copy);
+    }
+    close_trainer(&self);
     return status;
 }

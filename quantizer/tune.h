@@ -22,6 +22,7 @@ typedef struct qz_tune_options {
         smooth_alpha; /* initial s = actmax^alpha / weightmax^(1-alpha), normalised to a geometric mean of 1; 0: ones */
     double held_out;  /* share of samples that decide which epoch is kept: 0.125 */
     uint64_t seed;
+    uint64_t held_out_seed; /* which samples are held out: the same for all blocks and for the end-to-end stage */
     void (*on_step)(void *user, int done, int total); /* may be NULL; for a progress bar */
     void *on_step_user;
 } qz_tune_options;
@@ -50,5 +51,12 @@ void qz_tuned_free(qz_tuned *tuned); /* frees what it points to */
  * norms are divided by s_x; `out` tells the grids. Same seed, same result. */
 bis_status qz_tune(qz_block *block, const qz_pass *pass, const qz_tune_options *options, const qz_real *x_q,
                    const qz_real *target, int samples, int tokens, qz_tuned *out, bis_error *error);
+
+/* The same, but what was learned is not folded: *parameters (for bis_free) are learned.h's, which the end-to-end stage
+ * trains further: of the best epoch, or of the training's start where none beat the untuned block (best_epoch 0). In
+ * `out` grids and clips are not set. */
+bis_status qz_tune_parameters(const qz_pass *pass, const qz_tune_options *options, const qz_real *x_q,
+                              const qz_real *target, int samples, int tokens, qz_real **parameters, size_t *count,
+                              qz_tuned *out, bis_error *error);
 
 #endif

@@ -425,7 +425,7 @@ static void a_run_goes_on_only_with_the_same_identity(void **state) {
     scratch_make();
     snprintf(out, sizeof out, "%s", scratch_path("out"));
     if (qz_run_folder_open(out, false, &mine, &folder, &error)) fail_msg("%s", error.text);
-    assert_int_equal(qz_run_folder_block(&folder, 0, path, &error), BIS_OK);
+    assert_int_equal(qz_run_folder_file(&folder, QZ_FILE_BLOCK, 0, path, &error), BIS_OK);
     assert_int_equal(qz_file_write(path, "block", 5, &error), BIS_OK);
     assert_int_equal(qz_run_folder_open(out, false, &mine, &second, &error), BIS_ERR_BUSY); /* it is locked */
     close(folder.lock);                                                                     /* the process was killed */
