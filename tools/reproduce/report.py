@@ -94,11 +94,11 @@ def plot_ablation(table, path):
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     for axis, method in zip(axes, TUNED):
         names, heights = [], []
-        for part in [None, *PARTS]:
+        for part in PARTS:
             ratios = [ablation_ratio(table, m, method, part) for m in table.ablated]
             ratios = [r for r in ratios if r is not None]
             if ratios:
-                names.append("all of BiSup" if part is None else part)
+                names.append(part)
                 heights.append(statistics.fmean(ratios))
         axis.barh(range(len(names)), heights, color=[COLORS[method]] + ["#bdbdbd"] * (len(names) - 1))
         axis.set_yticks(range(len(names)), names)
@@ -141,10 +141,9 @@ def exact_share(result):
 
 
 def ablation_ratio(table, model, method, part):
-    """KL relative to the base method's, of seed 1; part None: nothing left out."""
+    """KL relative to the base method's, of seed 1."""
     base = table.quality.get((model, method.removeprefix("bisup-"), "W3A3KV3", SEEDS[0]))
-    own = (table.quality.get((model, method, "W3A3KV3", SEEDS[0])) if part is None else
-           table.ablation.get((model, method, part)))
+    own = table.ablation.get((model, method, part))
     return own["eval"]["kl"] / base["eval"]["kl"] if base and own else None
 
 
@@ -177,8 +176,8 @@ def quality_section(table):
 
 def ablation_section(table):
     rows = []
-    for part in [None, *PARTS]:
-        row = ["all of BiSup" if part is None else part]
+    for part in PARTS:
+        row = [part]
         for method in TUNED:
             row += [number(ablation_ratio(table, m, method, part), 2) for m in table.ablated]
         rows.append(row)
@@ -212,7 +211,7 @@ Measured on {date} on {machine}, by `{command}` ({cases} cases, {hours:.1f} hour
 mean KL divergence of a quantized model from the full-precision one, over {tokens} tokens in windows of {context}, which
 neither training, calibration nor tuning saw. The rows of BiSup at 3 and 4 bits are means of {seeds} seeds with their standard deviation.
 Weights are symmetric with one scale for 128 columns (here: a whole row or a few parts of one); a W3 matrix takes 3.1 to
-3.3 bits a weight. Fine-tuning: {samples} windows of {context} tokens, {epochs} epochs.
+3.3 bits a weight. Windows of calibration text: {tuning}.
 
 BiSup's parts are our reconstruction from the paper's abstract ([bisup.md](bisup.md)); these figures are of these small
 models and say nothing about the paper's.
@@ -228,6 +227,7 @@ models and say nothing about the paper's.
 ## What each part of BiSup does
 
 KL at W3A3KV3 as a share of the base method's, seed {seed}, with one part left out at a time. Below 1: better than the base.
+Tuned block by block with {ablation}, without the end-to-end stage, so the first row is worse than the figures above.
 
 ![Ablation](quality/ablation.png)
 
@@ -260,6 +260,17 @@ def commands():
     return "\n".join(lines + ["```"])
 
 
+def settings_text(t):
+    text = f"{t['samples']} windows, {t['epochs']} epochs"
+    return text + (f" and {t['end_to_end']} end to end" if t["end_to_end"] else "")
+
+
+def tuning_text():
+    return (f"{experiments.BASE_SAMPLES} for GPTQ, Atom and QuaRot; for BiSup " +
+            "; ".join(f"{settings_text(t)} ({name})" for name, t in experiments.TUNING.items()) +
+            f"; at 8 bits {settings_text(experiments.TUNING_8_BITS)}")
+
+
 def write_page(results, docs, info):
     table = Table(results)
     pictures = os.path.join(docs, "quality")
@@ -268,11 +279,10 @@ def write_page(results, docs, info):
     plot_ablation(table, os.path.join(pictures, "ablation.png"))
     plot_facts(table, os.path.join(pictures, "prompt_kv.png"))
     some = next(iter(table.quality.values()))
-    tuned = next((r for k, r in table.quality.items() if k[1] in TUNED), some)
     seconds = sum(r["seconds"] for r in results.values())
     page = PAGE.format(cases=len(results), hours=seconds / 3600, tokens=some["case"]["tokens"],
                        context=experiments.CONTEXT, seeds=len(SEEDS), seed=SEEDS[0],
-                       samples=tuned["case"].get("samples"), epochs=tuned["case"].get("epochs"),
+                       tuning=tuning_text(), ablation=settings_text(experiments.TUNING_ABLATION),
                        bars=bars_section(table), quality=quality_section(table), ablation=ablation_section(table),
                        facts=facts_section(table), commands=commands(), **info)
     with open(os.path.join(docs, "quality.md"), "w", encoding="utf-8") as f:
