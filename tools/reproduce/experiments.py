@@ -24,6 +24,7 @@ BITS = ["W8A8KV8", "W4A4KV4", "W3A3KV3"]
 # ten times as long as the story model. At 8 bits there is next to nothing to learn.
 BASE_SAMPLES = 64
 TUNING = {"story": {"samples": 512, "epochs": 3, "end_to_end": 2}, "demo": {"samples": 128, "epochs": 6, "end_to_end": 1}}
+LR_END_TO_END = "0.3"
 TUNING_8_BITS = {"samples": 64, "epochs": 4, "end_to_end": 1}
 TUNING_ABLATION = {"samples": 64, "epochs": 10, "end_to_end": 0}
 # The ablation, block by block (no end-to-end stage) but for its last row. Name on the page: flags.
@@ -113,8 +114,8 @@ class Setup:
                         str(CONTEXT)]
         if case["method"] in TUNED:
             command += ["--epochs", str(case["epochs"])]
-            command += (["--end-to-end-epochs", str(case["end_to_end"])] if case["end_to_end"] else
-                        ["--no-end-to-end"])
+            command += (["--end-to-end-epochs", str(case["end_to_end"]), "--lr-end-to-end", LR_END_TO_END]
+                        if case["end_to_end"] else ["--no-end-to-end"])
         if "part" in case:
             command += PARTS[case["part"]]
         return run_json(command)

@@ -75,7 +75,7 @@ def plot_methods(table, path):
                 if not values:
                     continue
                 mean = statistics.fmean(values)
-                error = statistics.stdev(values) if len(values) > 1 else 0
+                error = statistics.stdev(values) if len(values) > 1 else None
                 axis.bar(j + (i - 2.5) * .13, mean, .12, color=COLORS[method], yerr=error, capsize=2,
                          label=method if j == 0 else None)
         axis.set_yscale("log")
@@ -227,7 +227,7 @@ models and say nothing about the paper's.
 ## What each part of BiSup does
 
 KL at W3A3KV3 as a share of the base method's, seed {seed}, with one part left out at a time. Below 1: better than the base.
-Tuned block by block with {ablation}, without the end-to-end stage, so the first row is worse than the figures above.
+Tuned block by block with {ablation_settings}, without the end-to-end stage, so the first row is worse than the figures above.
 
 ![Ablation](quality/ablation.png)
 
@@ -282,7 +282,7 @@ def write_page(results, docs, info):
     seconds = sum(r["seconds"] for r in results.values())
     page = PAGE.format(cases=len(results), hours=seconds / 3600, tokens=some["case"]["tokens"],
                        context=experiments.CONTEXT, seeds=len(SEEDS), seed=SEEDS[0],
-                       tuning=tuning_text(), ablation=settings_text(experiments.TUNING_ABLATION),
+                       tuning=tuning_text(), ablation_settings=settings_text(experiments.TUNING_ABLATION),
                        bars=bars_section(table), quality=quality_section(table), ablation=ablation_section(table),
                        facts=facts_section(table), commands=commands(), **info)
     with open(os.path.join(docs, "quality.md"), "w", encoding="utf-8") as f:
