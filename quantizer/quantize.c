@@ -145,7 +145,7 @@ static bis_status check_memory(quantize_run *run, bis_error *error) {
                            .layers = run->config->layers,
                            .vocab = run->config->vocab,
                            .threads = qz_compute_threads(run->compute)};
-    uint64_t available = rt_system_memory_available();
+    uint64_t available = run->options->memory ? run->options->memory : rt_system_memory_available();
     run->summary.plan = qz_plan_memory(&input);
     choose_end_to_end(run, available);
     if (!run->options->quiet) {

@@ -27,7 +27,8 @@ typedef struct qz_options {
     int end_to_end_epochs;
     double lr_end_to_end; /* its learning rates, as a share of the tuning's */
     bool gptq;
-    int threads; /* 0: one per core */
+    int threads;     /* 0: one per core */
+    uint64_t memory; /* bytes that may be used; 0: what is free */
     bool force, quiet;
 } qz_options;
 

@@ -507,13 +507,17 @@ static void a_forced_run_replaces_only_when_it_is_done(void **state) {
 static void a_seven_billion_model_fits_in_24_gigabytes(void **state) {
     (void)state;
     qz_spec spec = {.weight_bits = 3, .act_bits = 3, .kv_bits = 3, .group = 128};
+    qz_tune_options tune = qz_tune_default_options();
+    tune.rank = 32;
     qz_plan_input input = {.shape = {4096, 11008, 32, 32, 128, 1e-5},
                            .method = qz_method_find("bisup-quarot"),
                            .spec = &spec,
                            .gptq = true,
                            .samples = 128,
                            .tokens = 2048,
-                           .rank = 32,
+                           .tune = &tune,
+                           .layers = 32,
+                           .vocab = 32000,
                            .threads = 16};
     qz_memory_plan plan = qz_plan_memory(&input);
     bis_error error;
@@ -521,6 +525,68 @@ static void a_seven_billion_model_fits_in_24_gigabytes(void **state) {
     assert_int_equal(qz_plan_check(&plan, 24000000000u, &error), BIS_OK);
     assert_int_equal(qz_plan_check(&plan, plan.total - 1, &error), BIS_ERR_NOMEM);
     assert_non_null(strstr(error.text, "--samples"));
+    assert_true(plan.end_to_end == 0);
+    /* with the end-to-end stage, its 6.5 billion weights, and what it trains, must fit beside the activations */
+    input.end_to_end = true;
+    uint64_t alone = plan.total, weights = 32ull * (4 * 4096ull * 4096 + 3 * 4096ull * 11008);
+    plan = qz_plan_memory(&input);
+    assert_true(plan.total == alone);
+    assert_true(plan.end_to_end > plan.activations + 4 * weights && plan.end_to_end < plan.activations + 8 * weights);
+}
+
+static qz_options tuned_run(const char *out, const char *calibration) {
+    qz_options options = {.model = "tests/golden/models/qwen2-tied",
+                          .out = out,
+                          .method = "bisup-quarot",
+                          .weight_bits = 4,
+                          .act_bits = 4,
+                          .kv_bits = 4,
+                          .group = 32,
+                          .calibration = calibration,
+                          .samples = 4,
+                          .seq_len = 16,
+                          .tune = qz_tune_default_options(),
+                          .end_to_end = true,
+                          .end_to_end_epochs = 1,
+                          .lr_end_to_end = 0.3,
+                          .threads = 1,
+                          .quiet = true};
+    options.tune.epochs = 1;
+    return options;
+}
+
+/* Where all blocks do not fit, the stage is left out, and the result is that of a run without it. */
+static void the_stage_is_left_out_without_memory(void **state) {
+    (void)state;
+    bis_error error;
+    char out[256], plain[256], calibration[256];
+    scratch_make();
+    snprintf(out, sizeof out, "%s", scratch_path("out"));
+    snprintf(plain, sizeof plain, "%s", scratch_path("plain"));
+    snprintf(calibration, sizeof calibration, "%s", scratch_path("text"));
+    shell("for i in 1 2 3 4 5 6 7 8 9; do echo \"Once upon a time, in $i houses, there lived a cat.\"; done > '%s'",
+          calibration);
+    qz_options options = tuned_run(out, calibration);
+    qz_summary summary;
+    if (qz_quantize(&options, &summary, &error)) fail_msg("%s", error.text);
+    assert_true(summary.end_to_end && !summary.end_to_end_left_out && summary.kl_before > 0);
+    assert_true(summary.kl_after <= summary.kl_before && summary.plan.total == summary.plan.end_to_end);
+    options.memory = summary.plan.end_to_end - 1;
+    options.force = true;
+    qz_summary_free(&summary);
+    if (qz_quantize(&options, &summary, &error)) fail_msg("%s", error.text);
+    assert_true(!summary.end_to_end && summary.end_to_end_left_out && summary.plan.total <= options.memory);
+    qz_summary_free(&summary);
+    options.out = plain;
+    options.end_to_end = false;
+    if (qz_quantize(&options, &summary, &error)) fail_msg("%s", error.text);
+    assert_true(!summary.end_to_end && !summary.end_to_end_left_out);
+    shell("cd '%s' && cmp out/model.safetensors plain/model.safetensors", scratch_path("."));
+    options.memory = 1000;
+    assert_int_equal(qz_quantize(&options, &summary, &error), BIS_ERR_NOMEM);
+    shell("cd '%s' && rm -rf out plain text", scratch_path("."));
+    qz_summary_free(&summary);
+    scratch_remove();
 }
 
 /* ---- Allocation failures ---- */
@@ -578,6 +644,7 @@ int main(void) {
         TEST(only_safe_places_are_written),
         TEST(a_forced_run_replaces_only_when_it_is_done),
         TEST(a_seven_billion_model_fits_in_24_gigabytes),
+        TEST(the_stage_is_left_out_without_memory),
         TEST(a_run_without_memory_leaves_nothing),
     };
     return cmocka_run_group_tests_name("quantize", tests, NULL, NULL);
