@@ -535,7 +535,7 @@ static void a_seven_billion_model_fits_in_24_gigabytes(void **state) {
 }
 
 static qz_options tuned_run(const char *out, const char *calibration) {
-    qz_options options = {.model = "tests/golden/models/qwen2-tied",
+    qz_options options = {.model = "models/demo",
                           .out = out,
                           .method = "bisup-quarot",
                           .weight_bits = 4,
