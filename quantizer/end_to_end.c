@@ -77,7 +77,8 @@ static bis_status open_training(stage *self, bis_error *error) {
         self->trained[i] = (qz_trained){in->blocks[i].parameter, at, at + count, at + 2 * count, at + 3 * count};
     }
     for (size_t i = 0; i <= layers; i++) self->inputs[i] = self->input_memory + i * batch;
-    self->held_out = qz_choose_held_out(self->order, in->samples, self->options->held_out, self->options->held_out_seed);
+    self->held_out =
+        qz_choose_held_out(self->order, in->samples, self->options->held_out, self->options->held_out_seed);
     int trained = in->samples - self->held_out;
     self->optimizer = (qz_optimizer){.options = self->options, .compute = in->compute};
     self->optimizer.steps = self->options->epochs * ((trained + self->batch - 1) / self->batch);

@@ -329,8 +329,8 @@ static bis_status keep_blocks(quantize_run *run, const qz_job *job, bis_error *e
     if (!status) status = qz_run_folder_file(&run->folder, QZ_FILE_END_TO_END, 0, path, error);
     if (status) return status;
     bool trained = access(path, F_OK) == 0;
-    start_meter(run, qz_kept_passes(job, layers, run->options->end_to_end_epochs, run->summary.resumed, trained,
-                                    written));
+    start_meter(run,
+                qz_kept_passes(job, layers, run->options->end_to_end_epochs, run->summary.resumed, trained, written));
     status = qz_kept_open(job, layers, run->config->vocab, &run->kept, error);
     if (!status) status = tune_blocks(run, job, error);
     if (status) return status;

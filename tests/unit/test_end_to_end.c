@@ -129,8 +129,8 @@ static void tune_layer(fixture *f, int layer) {
         fail_msg("%s", error.text);
     f->tuned_loss[layer] = tuned.loss_after;
     assert_true(tuned.best_epoch > 0 && tuned.loss_after < tuned.loss_before && !tuned.grid[0].scales);
-    assert_int_equal(
-        qz_end_simulate(&f->input, &f->options, layer, f->x, WINDOWS + FRESH, f->x, NULL, NULL, NULL), BIS_OK);
+    assert_int_equal(qz_end_simulate(&f->input, &f->options, layer, f->x, WINDOWS + FRESH, f->x, NULL, NULL, NULL),
+                     BIS_OK);
     free(target);
 }
 

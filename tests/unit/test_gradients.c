@@ -169,8 +169,8 @@ static double difference_quotient(fixture *f, qz_real *number, double step) {
 }
 
 /* Of numbers[first] .. numbers[last - 1]. */
-static void check_range(fixture *f, qz_real *numbers, const qz_real *gradient, size_t first, size_t last, const char *kind_name,
-                        const char *what, int *retries) {
+static void check_range(fixture *f, qz_real *numbers, const qz_real *gradient, size_t first, size_t last,
+                        const char *kind_name, const char *what, int *retries) {
     double squares = 0;
     for (size_t i = first; i < last; i++) squares += gradient[i] * gradient[i];
     double usual = sqrt(squares / (double)(last - first));
@@ -472,7 +472,7 @@ static void test_the_first_step_of_the_stage_follows_the_gradient(void **state) 
     c.options.batch = WINDOWS;
     c.options.smooth_penalty = PENALTY;
     c.options.lr_smooth = c.options.lr_low_rank = 1e-6;
-    double gradient[CHAIN][512];
+    double gradient[CHAIN][512] = {{0}};
     assert_true(c.count && c.count <= 512);
     for (int i = 0; i < CHAIN; i++) {
         for (size_t j = 0; j < c.count; j++) {

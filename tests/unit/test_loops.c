@@ -105,7 +105,7 @@ static void check_softmax(const qz_loops *loops, int count) {
 /* Also where all numbers of one side are far below or above those of the other: only differences count. */
 static void check_divergence(const qz_loops *loops, int count) {
     float target[MOST], x[MOST], kept[MOST];
-    double p[MOST], q[MOST], sum_p = 0, sum_q = 0, expected = 0, shift = count % 3 ? 0 : 200;
+    double p[MOST] = {0}, q[MOST] = {0}, sum_p = 0, sum_q = 0, expected = 0, shift = count % 3 ? 0 : 200;
     fill(target, 12);
     fill(x, 12);
     for (int i = 0; i < count; i++) x[i] += (float)shift;
@@ -249,10 +249,9 @@ static void test_quantize_backward(void **state) { (void)state, each(check_quant
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_range),   cmocka_unit_test(test_norm),
-        cmocka_unit_test(test_softmax), cmocka_unit_test(test_divergence), cmocka_unit_test(test_swiglu),
-        cmocka_unit_test(test_sums),    cmocka_unit_test(test_rotate),
-        cmocka_unit_test(test_adam),    cmocka_unit_test(test_quantize_backward),
+        cmocka_unit_test(test_range),      cmocka_unit_test(test_norm),   cmocka_unit_test(test_softmax),
+        cmocka_unit_test(test_divergence), cmocka_unit_test(test_swiglu), cmocka_unit_test(test_sums),
+        cmocka_unit_test(test_rotate),     cmocka_unit_test(test_adam),   cmocka_unit_test(test_quantize_backward),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

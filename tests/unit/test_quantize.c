@@ -559,13 +559,15 @@ static qz_options tuned_run(const char *out, const char *calibration) {
 static void the_stage_is_left_out_without_memory(void **state) {
     (void)state;
     bis_error error;
+    bis_buf text = {0};
     char out[256], plain[256], calibration[256];
     scratch_make();
     snprintf(out, sizeof out, "%s", scratch_path("out"));
     snprintf(plain, sizeof plain, "%s", scratch_path("plain"));
     snprintf(calibration, sizeof calibration, "%s", scratch_path("text"));
-    shell("for i in 1 2 3 4 5 6 7 8 9; do echo \"Once upon a time, in $i houses, there lived a cat.\"; done > '%s'",
-          calibration);
+    for (int i = 0; i < 9; i++) bis_buf_printf(&text, "Once upon a time, in %d houses, there lived a cat.\n", i);
+    assert_int_equal(qz_file_write(calibration, text.data, text.length, &error), BIS_OK);
+    bis_buf_free(&text);
     qz_options options = tuned_run(out, calibration);
     qz_summary summary;
     if (qz_quantize(&options, &summary, &error)) fail_msg("%s", error.text);
@@ -581,10 +583,11 @@ static void the_stage_is_left_out_without_memory(void **state) {
     options.end_to_end = false;
     if (qz_quantize(&options, &summary, &error)) fail_msg("%s", error.text);
     assert_true(!summary.end_to_end && !summary.end_to_end_left_out);
-    shell("cd '%s' && cmp out/model.safetensors plain/model.safetensors", scratch_path("."));
+    shell("test -s '%s/out/config.json' && cmp '%s/out/model.safetensors' '%s/plain/model.safetensors'",
+          scratch_path("."));
     options.memory = 1000;
     assert_int_equal(qz_quantize(&options, &summary, &error), BIS_ERR_NOMEM);
-    shell("cd '%s' && rm -rf out plain text", scratch_path("."));
+    shell("rm -rf '%s/out' '%s/plain' '%s/text'", scratch_path("."));
     qz_summary_free(&summary);
     scratch_remove();
 }
