@@ -86,16 +86,38 @@ bis_status qz_activations_prompt(qz_activations *a, qz_compute *compute, const q
                               a->prompt, error);
 }
 
+static void complete_pass(const qz_activations *a, qz_pass *pass) {
+    pass->rope_table = a->rope;
+    pass->prompt = (qz_prompt){a->prompt_tokens, a->prompt_k, a->prompt_v};
+}
+
 bis_status qz_activations_pass(const qz_activations *a, qz_pass pass, const float *x, float *y, qz_meter *meter,
                                bis_error *error) {
     size_t sample = (size_t)a->tokens * (size_t)a->hidden;
     bis_status status = BIS_OK;
-    pass.rope_table = a->rope;
-    pass.prompt = (qz_prompt){a->prompt_tokens, a->prompt_k, a->prompt_v};
+    complete_pass(a, &pass);
     for (size_t s = 0; s < (size_t)a->samples && !status; s++) {
         status = qz_simulate(&pass, x + s * sample, 1, a->tokens, y ? y + s * sample : a->scratch, error);
         qz_meter_add(meter, 1);
     }
+    return status;
+}
+
+bis_status qz_activations_distance(const qz_activations *a, qz_pass pass, qz_meter *meter, double *out,
+                                   bis_error *error) {
+    size_t sample = (size_t)a->tokens * (size_t)a->hidden;
+    bis_status status = BIS_OK;
+    double sum = 0;
+    complete_pass(a, &pass);
+    for (size_t s = 0; s < (size_t)a->samples && !status; s++) {
+        status = qz_simulate(&pass, a->q + s * sample, 1, a->tokens, a->scratch, error);
+        for (size_t i = 0; i < sample && !status; i++) {
+            double d = (double)a->scratch[i] - (double)a->target[s * sample + i];
+            sum += d * d;
+        }
+        qz_meter_add(meter, 1);
+    }
+    if (!status) *out = sum;
     return status;
 }
 

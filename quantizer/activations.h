@@ -47,6 +47,10 @@ bis_status qz_activations_prompt(qz_activations *a, qz_compute *compute, const q
 bis_status qz_activations_pass(const qz_activations *a, qz_pass pass, const float *x, float *y, qz_meter *meter,
                                bis_error *error);
 
+/* The same, but all that is wanted is the sum of squared differences of block(q) to the target. */
+bis_status qz_activations_distance(const qz_activations *a, qz_pass pass, qz_meter *meter, double *out,
+                                   bis_error *error);
+
 /* Sum of squared differences of q to fp over the sum of squares of fp. */
 double qz_activations_error(const qz_activations *a);
 

@@ -15,6 +15,7 @@ typedef struct qz_block_figures {
     double input_error, error;      /* squared difference to the original model's, relative to its squares */
     double loss_before, loss_after; /* tuning's, on held-out samples; 0 without tuning */
     double best_epoch;
+    double gptq; /* 1: rounded with GPTQ; 0: to nearest */
     double seconds;
     double linear_bytes, linear_weights; /* of the seven matrices */
 } qz_block_figures;

@@ -49,6 +49,10 @@ void qz_base_act_clip(const qz_job *job, float clip[QZ_SITES]);
 bis_status qz_round_block(const qz_job *job, qz_block *block, const float *act_clip, const qz_tuned *tuned,
                           qz_packed packed[QZ_LINEARS], bis_error *error);
 
+/* The same to nearest on tuned grids. */
+bis_status qz_round_nearest(const qz_job *job, qz_block *block, const qz_tuned *tuned, qz_packed packed[QZ_LINEARS],
+                            bis_error *error);
+
 /* data->q through a block whose weights are on their grid already. */
 bis_status qz_carry(const qz_job *job, const qz_block *block, const float *act_clip, bis_error *error);
 

@@ -32,7 +32,7 @@ double qz_block_step_passes(const qz_job *job, bool finished) {
     if (finished) return passes;
     if (qz_job_tunes(job) || qz_job_reorders(job)) passes += samples;
     if (qz_job_tunes(job)) passes += qz_tuning_passes(job);
-    if (uses_hessian(job)) passes += samples;
+    if (uses_hessian(job)) passes += qz_job_tunes(job) ? 3 * samples : samples;
     return passes + qz_rounding_passes(job);
 }
 
@@ -162,33 +162,97 @@ static bis_status collect_hessians(const qz_job *job, const qz_block *block, con
     return status;
 }
 
-bis_status qz_round_block(const qz_job *job, qz_block *block, const float *act_clip, const qz_tuned *tuned,
-                          qz_packed packed[QZ_LINEARS], bis_error *error) {
+/* hessians NULL: to nearest. The block's weights become the decoded values. */
+static bis_status round_linears(const qz_job *job, qz_block *block, const qz_tuned *tuned, const hessians *h,
+                                qz_packed packed[QZ_LINEARS], bis_error *error) {
     char name[QZ_NAME_MAX];
-    hessians h = {0};
-    bis_status status = uses_hessian(job) ? collect_hessians(job, block, act_clip, &h, error) : BIS_OK;
+    const qz_spec *spec = job->spec;
+    bis_status status = BIS_OK;
     for (qz_linear_id l = 0; l < QZ_LINEARS && !status; l++) {
         qz_site site = qz_site_of(l);
-        const qz_spec *spec = job->spec;
         qz_round_options options = {
             .format = {spec->weight_bits, spec->group, spec->weight_symmetric, spec->outliers[site]},
             .grid = tuned ? &tuned->grid[l] : NULL,
             .clip = qz_method_weight_clip(job->method, spec->weight_bits),
-            .hessian = uses_hessian(job) ? &h.of[site] : NULL,
+            .hessian = h ? &h->of[site] : NULL,
             .damp = HESSIAN_DAMP};
         status = qz_round(block->weight[l], qz_linear_rows(&block->shape, l), qz_linear_cols(&block->shape, l),
                           &options, &packed[l], error);
         if (status) status = bis_fail_within(error, "%s", qz_linear_name(0, l, name) + strlen("model.layers.0."));
-        qz_meter_add(job->meter, qz_rounding_passes(job) / QZ_LINEARS);
+        if (h) qz_meter_add(job->meter, qz_rounding_passes(job) / QZ_LINEARS);
     }
+    return status;
+}
+
+bis_status qz_round_nearest(const qz_job *job, qz_block *block, const qz_tuned *tuned, qz_packed packed[QZ_LINEARS],
+                            bis_error *error) {
+    return round_linears(job, block, tuned, NULL, packed, error);
+}
+
+static void free_packed(qz_packed packed[QZ_LINEARS]) {
+    for (int l = 0; l < QZ_LINEARS; l++) qz_packed_free(&packed[l]);
+}
+
+bis_status qz_round_block(const qz_job *job, qz_block *block, const float *act_clip, const qz_tuned *tuned,
+                          qz_packed packed[QZ_LINEARS], bis_error *error) {
+    hessians h = {0};
+    bis_status status = uses_hessian(job) ? collect_hessians(job, block, act_clip, &h, error) : BIS_OK;
+    if (!status) status = round_linears(job, block, tuned, uses_hessian(job) ? &h : NULL, packed, error);
     free_hessians(&h);
     return status;
 }
 
-/* Without learned clips, or where the block was left as it came, the base method's own clips are better than the whole
- * ranges that tuning gives then. */
-static bool has_grids(const qz_job *job, const qz_tuned *tuned) {
-    return qz_job_tunes(job) && job->tune->clip && tuned->best_epoch > 0;
+/* ---- The better of two roundings ---- */
+
+static size_t linear_size(const qz_block *block, qz_linear_id l) {
+    return (size_t)qz_linear_rows(&block->shape, l) * (size_t)qz_linear_cols(&block->shape, l);
+}
+
+/* Copies all weights out of the block, or back into it. */
+static void copy_weights(qz_block *block, float *copy, bool back) {
+    for (qz_linear_id l = 0; l < QZ_LINEARS; l++) {
+        size_t count = linear_size(block, l);
+        memcpy(back ? block->weight[l] : copy, back ? copy : block->weight[l], count * sizeof *copy);
+        copy += count;
+    }
+}
+
+static bis_status distance(const qz_job *job, const qz_block *block, const float *act_clip, double *out,
+                           bis_error *error) {
+    qz_spec spec = *job->spec;
+    spec.weight_bits = KN_NOT_QUANTIZED;
+    qz_pass pass = {.compute = job->compute, .block = block, .spec = &spec, .mode = QZ_QUANTIZED, .act_clip = act_clip};
+    return qz_activations_distance(job->data, pass, job->meter, out, error);
+}
+
+/* Tuning has trained the weights rounded to nearest; what GPTQ comes close to is the weights before rounding, which
+ * nobody has trained. Which of the two is better depends on the block: both are tried against the tuning's target.
+ * Without learned clips the trained grid has whole ranges, and GPTQ chooses the base method's. */
+static bis_status round_tuned(const qz_job *job, qz_block *block, const float *act_clip, const qz_tuned *tuned,
+                              qz_packed packed[QZ_LINEARS], bool *gptq, bis_error *error) {
+    size_t count = 0;
+    double by_gptq = 0, by_nearest = 0;
+    qz_packed nearest[QZ_LINEARS] = {0};
+    for (qz_linear_id l = 0; l < QZ_LINEARS; l++) count += linear_size(block, l);
+    float *weights = bis_reallocarray(NULL, count, sizeof *weights);
+    if (!weights) return bis_fail(error, BIS_ERR_NOMEM, "no memory for a copy of the block");
+    copy_weights(block, weights, false);
+    bis_status status = qz_round_block(job, block, act_clip, job->tune->clip ? tuned : NULL, packed, error);
+    if (!status) status = distance(job, block, act_clip, &by_gptq, error);
+    if (!status) {
+        copy_weights(block, weights, true);
+        status = round_linears(job, block, tuned, NULL, nearest, error);
+    }
+    if (!status) status = distance(job, block, act_clip, &by_nearest, error);
+    *gptq = by_gptq < by_nearest;
+    if (!status && !*gptq) {
+        free_packed(packed);
+        memcpy(packed, nearest, sizeof nearest);
+        memset(nearest, 0, sizeof nearest);
+    }
+    free_packed(nearest);
+    bis_free(weights);
+    return status;
 }
 
 /* ---- All of it ---- */
@@ -212,11 +276,15 @@ static bis_status make_block(const qz_job *job, int layer, const char *path, qz_
         }
     }
     if (!status && qz_job_rounds(job)) {
-        status = qz_round_block(job, block, act_clip, has_grids(job, &tuned) ? &tuned : NULL, packed, error);
+        bool gptq = uses_hessian(job);
+        const qz_tuned *trained = tuned.best_epoch > 0 ? &tuned : NULL; /* NULL: as the base method does it */
+        if (gptq && trained) status = round_tuned(job, block, act_clip, trained, packed, &gptq, error);
+        else status = qz_round_block(job, block, act_clip, trained, packed, error);
+        figures->gptq = gptq;
     }
     figures->seconds = bis_now_seconds() - start;
     if (!status) status = qz_block_file_write(path, layer, block, job->spec, packed, act_clip, figures, error);
-    for (int l = 0; l < QZ_LINEARS; l++) qz_packed_free(&packed[l]);
+    free_packed(packed);
     qz_tuned_free(&tuned);
     return status;
 }

@@ -206,8 +206,9 @@ static bis_status round_and_write(const qz_job *job, qz_kept *kept, int layer, c
     if (status) return status;
     bool clips = job->spec->act_bits != KN_NOT_QUANTIZED;
     const float *act_clip = clips ? tuned.act_clip : kept->act_clip;
-    if (qz_job_rounds(job)) {
-        status = qz_round_block(job, block, act_clip, job->tune->clip ? &tuned : NULL, packed, error);
+    if (qz_job_rounds(job)) { /* to nearest: the stage was trained so, and GPTQ's other choices were never tried */
+        status = qz_round_nearest(job, block, &tuned, packed, error);
+        qz_meter_add(job->meter, qz_rounding_passes(job));
     }
     figures->seconds += bis_now_seconds() - start;
     if (!status) status = qz_block_file_write(path, layer, block, job->spec, packed, act_clip, figures, error);

@@ -68,6 +68,7 @@ qz_memory_plan qz_plan_memory(const qz_plan_input *in) {
     if (tunes)
         plan.tuning += 4 * block * number + 6 * (uint64_t)in->tune->rank * block / (uint64_t)in->shape.hidden * number;
     uint64_t late = plan.hessians > plan.tuning ? plan.hessians : plan.tuning; /* not at the same time */
+    if (tunes && plan.hessians) plan.blocks += block * number + block;         /* both roundings are tried */
     plan.total = plan.activations + plan.blocks + late;
     if (in->end_to_end) plan.end_to_end = end_to_end(in, &plan);
     return plan;

@@ -127,7 +127,8 @@ static void put_block(const qz_block_figures *b, bool tuned, bool carried, bis_b
         bis_buf_printf(out, "\"loss_before\":%.9g,\"loss_after\":%.9g,\"best_epoch\":%.0f,", b->loss_before,
                        b->loss_after, b->best_epoch);
     }
-    bis_buf_printf(out, "\"bits_per_weight\":%.6f,\"seconds\":%.2f}",
+    bis_buf_printf(out, "\"rounding\":\"%s\",\"bits_per_weight\":%.6f,\"seconds\":%.2f}",
+                   b->gptq > 0 ? "gptq" : "nearest",
                    b->linear_weights > 0 ? 8 * b->linear_bytes / b->linear_weights : 0, b->seconds);
 }
 

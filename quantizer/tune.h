@@ -10,13 +10,14 @@
 /* Parts of BiSup, each of which can be switched off (the ablation). */
 typedef struct qz_tune_options {
     bool clip, smooth, low_rank, act_clip;
-    bool error_cancelling;                               /* half of the target is block(x_fp); off: only block(x_q) */
-    int epochs;                                          /* 15 */
-    int batch;                                           /* samples a step: 4 */
-    int rank;                                            /* 32 */
-    double lr_clip, lr_smooth, lr_low_rank, lr_act_clip; /* 5e-3, 1e-3, 2e-4, 5e-3 */
-    double gradient_clip;                                /* 0.3 */
-    double smooth_penalty;                               /* 1e-2 */
+    bool error_cancelling; /* half of the target is block(x_fp); off: only block(x_q) */
+    int epochs;            /* 15 */
+    int batch;             /* samples a step: 4 */
+    int rank;              /* 64 */
+    double lr_clip, lr_smooth, lr_low_rank,
+        lr_act_clip;       /* 0.1, 0.01, 0.01, 0.02: of Adam, for a few hundred steps; chosen on small models */
+    double gradient_clip;  /* 0.3 */
+    double smooth_penalty; /* 1e-2 */
     double
         smooth_alpha; /* initial s = actmax^alpha / weightmax^(1-alpha), normalised to a geometric mean of 1; 0: ones */
     double held_out;  /* share of samples that decide which epoch is kept: 0.125 */

@@ -95,12 +95,20 @@ static void close_job(mhd_exchange *e) {
     if (on_closed) on_closed(&e->base);
 }
 
+/* The library has all of the answer: a client that closes now has most likely read it, and if not, the library says so.
+ */
+static bool is_handed_over(const mhd_exchange *e) {
+    const srv_exchange *x = &e->base;
+    return e->queued && (!x->streaming || (x->finished && x->out_sent == x->out.length));
+}
+
 static void take_hangups(void *user) {
     srv_http *http = user;
     struct epoll_event events[32];
     int count = epoll_wait(http->hangup_fd, events, 32, 0);
     for (int i = 0; i < count; i++) {
         mhd_exchange *e = events[i].data.ptr;
+        if (is_handed_over(e)) continue;
         e->base.aborted = true;
         close_job(e);
         wake(&e->base);

@@ -128,7 +128,8 @@ class Commands(unittest.TestCase):
         self.assertIn("4711", full)
         self.assertEqual(run_json(*ask, "--kv-bits", "8")["text"], full)
         self.assertEqual(run_json(*ask, "--kv-bits", "4", "--prompt-kv", "fp16")["text"], full)
-        self.assertNotEqual(run_json(*ask, "--kv-bits", "2", "--prompt-kv", "low")["text"], full)
+        story = ("generate", MODEL, "--prompt", "Once upon a time", "--max-tokens", "60")
+        self.assertNotEqual(run_json(*story, "--kv-bits", "2")["text"], run_json(*story)["text"])
         bench = run_json("bench", MODEL, "--prompt-tokens", "20", "--generate", "4", "--repeat", "1", "--kv-bits", "3")
         self.assertEqual(bench["kv_bits"], 3)
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:

@@ -48,7 +48,7 @@ class DemoModel(unittest.TestCase):
             tokens = self.server.post("/tokenize", {"messages": case["messages"]}).json()
             self.assertEqual(tokens["tokens"], case["prompt_ids"])
             answer = self.server.post("/v1/chat/completions",
-                                      {"messages": case["messages"], "temperature": 0, "max_tokens": 128}).json()
+                                      {"messages": case["messages"], "temperature": 0, "max_tokens": 64}).json()
             self.assertEqual(answer["choices"][0]["message"]["content"], case["answer"])
 
     def test_exact_answers_to_unseen_questions(self):

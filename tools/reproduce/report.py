@@ -14,6 +14,7 @@ COLORS = {"rtn": "#9e9e9e", "gptq": "#616161", "atom": "#90caf9", "quarot": "#ff
           "bisup-quarot": "#e65100"}
 TITLES = {"demo": "demo", "story": "story-llama-656k", "demo-outliers": "demo, outliers",
           "story-outliers": "story-llama-656k, outliers"}
+FACTS_OF = [("demo", "plain"), ("demo", "quarot"), ("demo-outliers", "plain"), ("demo-outliers", "quarot")]
 BARS = {("atom", "W3A3KV3"): .5, ("quarot", "W3A3KV3"): .4, ("atom", "W4A4KV4"): .7, ("quarot", "W4A4KV4"): .7}
 
 
@@ -25,12 +26,13 @@ class Table:
         for result in results.values():
             c = result["case"]
             if c["kind"] == "facts":
-                self.facts[c["kv_bits"], c["prompt_kv"]] = result
-            elif "without" in c:
-                self.ablation[c["model"], c["method"], c["without"][0]] = result
+                self.facts[c["model"], c["base"], c["kv_bits"], c["prompt_kv"]] = result
+            elif "part" in c:
+                self.ablation[c["model"], c["method"], c["part"]] = result
             else:
                 self.quality[c["model"], c["method"], c["bits"], c["seed"]] = result
         self.models = [m for m in TITLES if any(k[0] == m for k in self.quality)]
+        self.ablated = [m for m in self.models if any(k[0] == m for k in self.ablation)]
 
     def values(self, model, method, bits, field="kl"):
         return [self.quality[model, method, bits, s]["eval"][field] for s in SEEDS
@@ -92,11 +94,11 @@ def plot_ablation(table, path):
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     for axis, method in zip(axes, TUNED):
         names, heights = [], []
-        for part in [None] + PARTS:
-            ratios = [ablation_ratio(table, m, method, part) for m in table.models]
+        for part in PARTS:
+            ratios = [ablation_ratio(table, m, method, part) for m in table.ablated]
             ratios = [r for r in ratios if r is not None]
             if ratios:
-                names.append("all of BiSup" if part is None else f"without {part}")
+                names.append(part)
                 heights.append(statistics.fmean(ratios))
         axis.barh(range(len(names)), heights, color=[COLORS[method]] + ["#bdbdbd"] * (len(names) - 1))
         axis.set_yticks(range(len(names)), names)
@@ -110,20 +112,23 @@ def plot_ablation(table, path):
 
 
 def plot_facts(table, path):
-    fig, axis = plt.subplots(figsize=(5.5, 3.6))
-    full = table.facts.get((16, "fp16"))
-    bits = [b for b in (4, 3, 2) if (b, "fp16") in table.facts]
-    for kind, label, color in (("fp16", "system prompt's KV at FP16", "#1565c0"), ("low", "all KV low-bit", "#e65100")):
-        shares = [exact_share(table.facts[b, kind]) for b in bits if (b, kind) in table.facts]
-        axis.plot(range(len(shares)), shares, "o-", color=color, label=label)
-    if full:
-        axis.axhline(exact_share(full), color="#616161", linestyle="--", label="all KV at FP16")
-    axis.set_xticks(range(len(bits)), [f"{b} bits" for b in bits])
-    axis.set_ylim(0, 102)
-    axis.set_ylabel("exact answers (%)")
-    axis.set_xlabel("KV cache of user tokens")
-    axis.legend(frameon=False)
-    axis.grid(alpha=.3)
+    fig, axes = plt.subplots(1, 4, figsize=(12, 3.4), sharey=True)
+    for axis, (model, base) in zip(axes, FACTS_OF):
+        full = table.facts.get((model, base, 16, "fp16"))
+        bits = [b for b in (4, 3, 2) if (model, base, b, "fp16") in table.facts]
+        for kind, label, color in (("fp16", "system prompt's KV at FP16", "#1565c0"),
+                                   ("low", "all KV low-bit", "#e65100")):
+            shares = [exact_share(table.facts[model, base, b, kind]) for b in bits
+                      if (model, base, b, kind) in table.facts]
+            axis.plot(range(len(shares)), shares, "o-", color=color, label=label)
+        if full:
+            axis.axhline(exact_share(full), color="#616161", linestyle="--", label="all KV at FP16")
+        axis.set_xticks(range(len(bits)), [f"{b} bits" for b in bits])
+        axis.set_ylim(0, 103)
+        axis.set_title(f"{TITLES[model]}; K {'rotated' if base == 'quarot' else 'before RoPE'}", fontsize=9)
+        axis.grid(alpha=.3)
+    axes[0].set_ylabel("exact answers (%)")
+    axes[0].legend(frameon=False, fontsize=8, loc="lower left")
     fig.tight_layout()
     fig.savefig(path, dpi=120)
     plt.close(fig)
@@ -136,10 +141,9 @@ def exact_share(result):
 
 
 def ablation_ratio(table, model, method, part):
-    """KL relative to the base method's, of seed 1; part None: nothing left out."""
+    """KL relative to the base method's, of seed 1."""
     base = table.quality.get((model, method.removeprefix("bisup-"), "W3A3KV3", SEEDS[0]))
-    own = (table.quality.get((model, method, "W3A3KV3", SEEDS[0])) if part is None else
-           table.ablation.get((model, method, part)))
+    own = table.ablation.get((model, method, part))
     return own["eval"]["kl"] / base["eval"]["kl"] if base and own else None
 
 
@@ -172,29 +176,30 @@ def quality_section(table):
 
 def ablation_section(table):
     rows = []
-    for part in [None] + PARTS:
-        row = ["all of BiSup" if part is None else f"without {part}"]
+    for part in PARTS:
+        row = [part]
         for method in TUNED:
-            ratios = [ablation_ratio(table, m, method, part) for m in table.models]
-            row += [number(r, 2) for r in ratios]
+            row += [number(ablation_ratio(table, m, method, part), 2) for m in table.ablated]
         rows.append(row)
-    header = ["part"] + [f"{t.removeprefix('bisup-')}: {TITLES[m]}" for t in TUNED for m in table.models]
+    header = ["part"] + [f"{t.removeprefix('bisup-')}: {TITLES[m]}" for t in TUNED for m in table.ablated]
     return markdown(header, rows)
 
 
 def facts_section(table):
-    full = table.facts.get((16, "fp16"))
     rows = []
-    for bits in (4, 3, 2):
-        high, low = table.facts.get((bits, "fp16")), table.facts.get((bits, "low"))
-        if not (high and low and full):
-            continue
-        lost = full["facts"]["exact"] - low["facts"]["exact"]
-        won = high["facts"]["exact"] - low["facts"]["exact"]
-        rows.append([bits, high["facts"]["exact"], low["facts"]["exact"], lost,
-                     f"{100 * won / lost:.0f} %" if lost > 0 else "nothing was lost"])
-    text = f"With all KV at FP16: {full['facts']['exact']} of {full['facts']['items']} exact.\n\n" if full else ""
-    return text + markdown(["KV bits", "prompt KV FP16: exact", "prompt KV low: exact", "lost by low", "recovered"], rows)
+    for model, base in FACTS_OF:
+        full = table.facts.get((model, base, 16, "fp16"))
+        for bits in (4, 3, 2):
+            high, low = table.facts.get((model, base, bits, "fp16")), table.facts.get((model, base, bits, "low"))
+            if not (high and low and full):
+                continue
+            lost = full["facts"]["exact"] - low["facts"]["exact"]
+            won = high["facts"]["exact"] - low["facts"]["exact"]
+            rows.append([TITLES[model], "after rotation" if base == "quarot" else "before RoPE", bits,
+                         full["facts"]["exact"], high["facts"]["exact"], low["facts"]["exact"],
+                         f"{won} of {lost} ({100 * won / lost:.0f} %)" if lost > 0 else "nothing was lost"])
+    return markdown(["model", "K quantized", "KV bits", "exact, all KV FP16", "prompt FP16", "all low",
+                     "recovered by the FP16 prompt"], rows)
 
 
 PAGE = """# Quality of the quantized models
@@ -204,9 +209,9 @@ Measured on {date} on {machine}, by `{command}` ({cases} cases, {hours:.1f} hour
 **What is compared.** Four models: the demo model, story-llama-656k, and their *outlier-equivalent* variants
 (`tools/outlier_variant.py`): the same function, with activation outliers such as large models have. Excess loss is the
 mean KL divergence of a quantized model from the full-precision one, over {tokens} tokens in windows of {context}, which
-neither training, calibration nor tuning saw. The rows of BiSup are means of {seeds} seeds with their standard deviation.
+neither training, calibration nor tuning saw. The rows of BiSup at 3 and 4 bits are means of {seeds} seeds with their standard deviation.
 Weights are symmetric with one scale for 128 columns (here: a whole row or a few parts of one); a W3 matrix takes 3.1 to
-3.3 bits a weight. Fine-tuning: {samples} windows of {context} tokens, {epochs} epochs.
+3.3 bits a weight. Windows of calibration text: {tuning}.
 
 BiSup's parts are our reconstruction from the paper's abstract ([bisup.md](bisup.md)); these figures are of these small
 models and say nothing about the paper's.
@@ -222,13 +227,14 @@ models and say nothing about the paper's.
 ## What each part of BiSup does
 
 KL at W3A3KV3 as a share of the base method's, seed {seed}, with one part left out at a time. Below 1: better than the base.
+Tuned block by block with {ablation}, without the end-to-end stage, so the first row is worse than the figures above.
 
 ![Ablation](quality/ablation.png)
 
 {ablation}
 ## What the system prompt's precision is worth
 
-The demo model with full-precision weights answers questions about ten facts in its system prompt; only the KV cache is
+Models with full-precision weights answer 200 questions about ten facts in their system prompts; only the KV cache is
 low-bit. *FP16*: the system prompt's keys and values stay at full precision, as BiSup's prompt mixed precision has it.
 
 ![Exact answers](quality/prompt_kv.png)
@@ -254,6 +260,17 @@ def commands():
     return "\n".join(lines + ["```"])
 
 
+def settings_text(t):
+    text = f"{t['samples']} windows, {t['epochs']} epochs"
+    return text + (f" and {t['end_to_end']} end to end" if t["end_to_end"] else "")
+
+
+def tuning_text():
+    return (f"{experiments.BASE_SAMPLES} for GPTQ, Atom and QuaRot; for BiSup " +
+            "; ".join(f"{settings_text(t)} ({name})" for name, t in experiments.TUNING.items()) +
+            f"; at 8 bits {settings_text(experiments.TUNING_8_BITS)}")
+
+
 def write_page(results, docs, info):
     table = Table(results)
     pictures = os.path.join(docs, "quality")
@@ -262,11 +279,10 @@ def write_page(results, docs, info):
     plot_ablation(table, os.path.join(pictures, "ablation.png"))
     plot_facts(table, os.path.join(pictures, "prompt_kv.png"))
     some = next(iter(table.quality.values()))
-    tuned = next((r for k, r in table.quality.items() if k[1] in TUNED), some)
     seconds = sum(r["seconds"] for r in results.values())
     page = PAGE.format(cases=len(results), hours=seconds / 3600, tokens=some["case"]["tokens"],
                        context=experiments.CONTEXT, seeds=len(SEEDS), seed=SEEDS[0],
-                       samples=tuned["case"].get("samples"), epochs=tuned["case"].get("epochs"),
+                       tuning=tuning_text(), ablation=settings_text(experiments.TUNING_ABLATION),
                        bars=bars_section(table), quality=quality_section(table), ablation=ablation_section(table),
                        facts=facts_section(table), commands=commands(), **info)
     with open(os.path.join(docs, "quality.md"), "w", encoding="utf-8") as f:

@@ -38,14 +38,12 @@ def main():
     p.add_argument("--folder", default=DEFAULT, help="models, results (default: build/reproduce)")
     p.add_argument("--docs", default=os.path.join(experiments.ROOT, "docs"), help="where quality.md goes")
     p.add_argument("--only", default="", help="cases whose name matches this regular expression")
-    p.add_argument("--samples", type=int, default=64, help="calibration windows of 256 tokens (%(default)s)")
-    p.add_argument("--epochs", type=int, default=15, help="passes over them in tuning (%(default)s)")
     p.add_argument("--tokens", type=int, default=16384, help="evaluated tokens (%(default)s)")
     p.add_argument("--threads", type=int, default=0, help="0: one per core")
     p.add_argument("--report", action="store_true", help="write the page from the results that are there")
     args = p.parse_args()
     if not args.report:
-        setup = experiments.Setup(args.program, args.folder, args.samples, args.epochs, args.threads)
+        setup = experiments.Setup(args.program, args.folder, args.threads)
         for reason in setup.missing:
             print(f"left out: {reason}", file=sys.stderr)
         cases = [c for c in setup.cases(args.tokens) if re.search(args.only, c[0])]
