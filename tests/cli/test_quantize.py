@@ -188,12 +188,11 @@ class Results(Base):
     def test_the_end_to_end_stage_lowers_the_divergence(self):
         """Of its held-out windows, and of other text, against the original."""
         model = self.copy_model(num_hidden_layers=3)
-        words = random.Random(3).choices(STORY.split(), k=4000)
-        text = self.write("words.txt", " ".join(words[:3000]))
-        other = self.write("other.txt", " ".join(words[3000:]))
-        arguments = ["--method", "bisup-quarot", "--bits", "W3A3KV3", "--calibration", text, "--samples", "32",
-                     "--seq-len", "48", "--epochs", "2", "--end-to-end-epochs", "4", "--lr-low-rank", "0.005",
-                     "--lr-clip", "0.02", "--lr-smooth", "0.01"]
+        words = random.Random(3).choices(STORY.split(), k=5000)
+        text = self.write("words.txt", " ".join(words[:4000]))
+        other = self.write("other.txt", " ".join(words[4000:]))
+        arguments = ["--method", "bisup-quarot", "--bits", "W3A3KV3", "--calibration", text, "--samples", "64",
+                     "--seq-len", "48", "--epochs", "2", "--end-to-end-epochs", "3"]
         divergences = []
         for out, more in (("on", []), ("off", ["--no-end-to-end"])):
             report = self.quantize(model, out, *arguments, *more)
