@@ -172,7 +172,8 @@ static void copy_best(const stage *self, bool back) {
 static void train(stage *self, qz_end_result *out) {
     out->before = out->after = held_out_divergence(self);
     copy_best(self, false);
-    for (int epoch = 1; epoch <= self->options->epochs; epoch++) {
+    int epochs = self->learned.first[QZ_PARTS] ? self->options->epochs : 0; /* none where there is nothing to learn */
+    for (int epoch = 1; epoch <= epochs; epoch++) {
         train_epoch(self, epoch);
         if (self->diverged) break;
         double found = held_out_divergence(self);
