@@ -51,8 +51,7 @@ static void put_table(const qz_options *o, const qz_summary *s, bis_buf *out) {
     if (s->samples) {
         bis_buf_printf(out, "calibration    %d windows of %d tokens%s\n", s->samples, s->seq_len,
                        s->prompt_tokens ? ", each after the prompt" : "");
-        bis_buf_printf(out, "error          %.3g of the last block's output, squared and relative\n",
-                       s->final_error);
+        bis_buf_printf(out, "error          %.3g of the last block's output, squared and relative\n", s->final_error);
     }
     if (s->end_to_end) {
         bis_buf_printf(out, "end to end     KL of held-out windows from %.4f to %.4f in %.1f s\n", s->kl_before,

@@ -118,8 +118,8 @@ static bis_status tune(const qz_job *job, int layer, qz_block *block, qz_tuned *
     const qz_activations *data = job->data;
     qz_tuning tuning;
     qz_tuning_start(job, layer, block, &tuning);
-    bis_status status = qz_tune(block, &tuning.pass, &tuning.options, data->q, data->target, data->samples,
-                                data->tokens, tuned, error);
+    bis_status status =
+        qz_tune(block, &tuning.pass, &tuning.options, data->q, data->target, data->samples, data->tokens, tuned, error);
     if (!status) qz_tuning_finish(&tuning);
     return status;
 }

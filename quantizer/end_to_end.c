@@ -77,7 +77,8 @@ static bis_status open_training(stage *self, bis_error *error) {
         self->trained[i] = (qz_trained){in->blocks[i].parameter, at, at + count, at + 2 * count, at + 3 * count};
     }
     for (size_t i = 0; i <= layers; i++) self->inputs[i] = self->input_memory + i * batch;
-    self->held_out = qz_choose_held_out(self->order, in->samples, self->options->held_out, self->options->held_out_seed);
+    self->held_out =
+        qz_choose_held_out(self->order, in->samples, self->options->held_out, self->options->held_out_seed);
     int trained = in->samples - self->held_out;
     self->optimizer = (qz_optimizer){.options = self->options, .compute = in->compute};
     self->optimizer.steps = self->options->epochs * ((trained + self->batch - 1) / self->batch);
@@ -171,7 +172,8 @@ static void copy_best(const stage *self, bool back) {
 static void train(stage *self, qz_end_result *out) {
     out->before = out->after = held_out_divergence(self);
     copy_best(self, false);
-    for (int epoch = 1; epoch <= self->options->epochs; epoch++) {
+    int epochs = self->learned.first[QZ_PARTS] ? self->options->epochs : 0; /* none where there is nothing to learn */
+    for (int epoch = 1; epoch <= epochs; epoch++) {
         train_epoch(self, epoch);
         if (self->diverged) break;
         double found = held_out_divergence(self);

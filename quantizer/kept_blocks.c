@@ -130,8 +130,7 @@ static void count_sample(void *user) { qz_meter_add(user, 1); }
 
 static bis_status finite_error(const qz_job *job, double *out, bis_error *error) {
     *out = qz_activations_error(job->data);
-    return isfinite(*out) ? BIS_OK
-                          : bis_fail(error, BIS_ERR_INVALID, "its output has numbers that are not finite");
+    return isfinite(*out) ? BIS_OK : bis_fail(error, BIS_ERR_INVALID, "its output has numbers that are not finite");
 }
 
 static bis_status tune_layer(const qz_job *job, qz_kept *kept, int layer, const char *path, bool finished,
@@ -225,8 +224,8 @@ bis_status qz_kept_write(const qz_job *job, qz_kept *kept, int layer, const char
     recall_prompt(job, kept, layer);
     bis_status status = finished ? BIS_OK : round_and_write(job, kept, layer, path, figures, error);
     if (!status) {
-        status = qz_block_file_read(path, layer, kept->blocks[layer].block, job->spec, &decoded, act_clip, figures,
-                                    error);
+        status =
+            qz_block_file_read(path, layer, kept->blocks[layer].block, job->spec, &decoded, act_clip, figures, error);
     }
     if (!status) status = qz_carry(job, decoded, act_clip, error);
     qz_block_free(decoded);

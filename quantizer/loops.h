@@ -43,7 +43,7 @@ typedef struct qz_loops {
     /* Kullback-Leibler divergence of softmax(x) from softmax(target); x becomes its gradient times factor. target is
      * used up. */
     double (*divergence)(qz_real *target, qz_real *x, int count, qz_real factor);
-    void (*swiglu)(const qz_real *gate, const qz_real *up, int count, qz_real *out);          /* out may be gate */
+    void (*swiglu)(const qz_real *gate, const qz_real *up, int count, qz_real *out); /* out may be gate */
     /* d_gate may be gradient */
     void (*swiglu_backward)(const qz_real *gate, const qz_real *up, int count, const qz_real *gradient, qz_real *d_gate,
                             qz_real *d_up);

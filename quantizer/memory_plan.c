@@ -65,7 +65,8 @@ qz_memory_plan qz_plan_memory(const qz_plan_input *in) {
     if (in->method->hessian && in->gptq && rounds)
         plan.hessians = hessians * sizeof(float) + 2 * widest * sizeof(double);
     /* W + dW, its quantized form, the gradient, and the compensation's factors with AdamW's two moments. */
-    if (tunes) plan.tuning += 4 * block * number + 6 * (uint64_t)in->tune->rank * block / (uint64_t)in->shape.hidden * number;
+    if (tunes)
+        plan.tuning += 4 * block * number + 6 * (uint64_t)in->tune->rank * block / (uint64_t)in->shape.hidden * number;
     uint64_t late = plan.hessians > plan.tuning ? plan.hessians : plan.tuning; /* not at the same time */
     if (tunes && plan.hessians) plan.blocks += block * number + block;         /* both roundings are tried */
     plan.total = plan.activations + plan.blocks + late;

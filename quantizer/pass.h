@@ -72,8 +72,8 @@ typedef struct qz_receiver {
     qz_norm_gradient norm;
 } qz_receiver;
 
-/* After qz_run_forward with the same run. d_output [rows, hidden], the gradient of the output, becomes that of x; it may
- * be run->tape.output. Gradients of the act clips are in run->back.clip. */
+/* After qz_run_forward with the same run. d_output [rows, hidden], the gradient of the output, becomes that of x; it
+ * may be run->tape.output. Gradients of the act clips are in run->back.clip. */
 void qz_run_backward(qz_run *run, const qz_receiver *receiver, qz_real *d_output);
 
 /* Inside: attention and its gradient on all threads (pass_attention.c). */

@@ -116,19 +116,8 @@ static bool wants_end_to_end(const quantize_run *run) {
            run->calibration.samples;
 }
 
-/* A run that has begun with the stage, or without it, goes on so: its result must not depend on what was free later. */
-static void choose_end_to_end(quantize_run *run, uint64_t available) {
-    if (!wants_end_to_end(run)) return;
-    qz_summary *s = &run->summary;
-    bool begun = qz_run_folder_holds(run->options->out, 0, QZ_FILE_TUNED);
-    bool streamed = !begun && qz_run_folder_holds(run->options->out, 0, QZ_FILE_BLOCK);
-    bool fits = s->plan.end_to_end <= available;
-    s->end_to_end = begun || (fits && !streamed);
-    s->end_to_end_left_out = !s->end_to_end;
-    if (s->end_to_end) s->plan.total = s->plan.end_to_end;
-    else
-        bis_warn("the end-to-end stage is left out: it needs %.2f GB of memory, and %.2f are free",
-                 (double)s->plan.end_to_end / 1e9, (double)available / 1e9);
+static uint64_t available_memory(const quantize_run *run) {
+    return run->options->memory ? run->options->memory : rt_system_memory_available();
 }
 
 static bis_status check_memory(quantize_run *run, bis_error *error) {
@@ -145,9 +134,8 @@ static bis_status check_memory(quantize_run *run, bis_error *error) {
                            .layers = run->config->layers,
                            .vocab = run->config->vocab,
                            .threads = qz_compute_threads(run->compute)};
-    uint64_t available = rt_system_memory_available();
+    uint64_t available = available_memory(run);
     run->summary.plan = qz_plan_memory(&input);
-    choose_end_to_end(run, available);
     if (!run->options->quiet) {
         bis_info("%s: %d layers, %s W%dA%dKV%d g%d, %d windows of %d tokens, %d threads", run->options->model,
                  run->config->layers, run->method->name, run->spec.weight_bits, run->spec.act_bits, run->spec.kv_bits,
@@ -166,6 +154,39 @@ static bis_status open_folder(quantize_run *run, bis_error *error) {
     run->folder_open = !status;
     bis_buf_free(&identity);
     return status;
+}
+
+static bis_status holds(const quantize_run *run, qz_run_file kind, bool *out, bis_error *error) {
+    char path[PATH_MAX];
+    bis_status status = qz_run_folder_file(&run->folder, kind, 0, path, error);
+    if (!status) *out = access(path, F_OK) == 0;
+    return status;
+}
+
+/* A run that was begun with the stage, or without it, goes on so: its result must not depend on what was free when. */
+static bis_status choose_end_to_end(quantize_run *run, bis_error *error) {
+    qz_summary *s = &run->summary;
+    bool tuned = false, streamed = false;
+    double needed = (double)s->plan.end_to_end / 1e9, free_now = (double)available_memory(run) / 1e9;
+    if (!wants_end_to_end(run)) return BIS_OK;
+    bis_status status = holds(run, QZ_FILE_TUNED, &tuned, error);
+    if (!status) status = holds(run, QZ_FILE_BLOCK, &streamed, error);
+    if (status) return status;
+    bool fits = needed <= free_now;
+    if (tuned && !fits) {
+        run->folder_open = false;
+        qz_run_folder_leave(&run->folder);
+        return bis_fail(error, BIS_ERR_NOMEM,
+                        "this run was begun with the end-to-end stage, which needs %.2f GB of memory, but %.2f are "
+                        "free: free some and repeat the command, or begin anew with --no-end-to-end --force",
+                        needed, free_now);
+    }
+    s->end_to_end = tuned || (fits && !streamed);
+    s->end_to_end_left_out = !s->end_to_end;
+    if (s->end_to_end) s->plan.total = s->plan.end_to_end;
+    else if (fits) bis_warn("the end-to-end stage is left out, as it was when this run began");
+    else bis_warn("the end-to-end stage is left out: it needs %.2f GB of memory, and %.2f are free", needed, free_now);
+    return BIS_OK;
 }
 
 static void close_run(quantize_run *run) {
@@ -329,8 +350,8 @@ static bis_status keep_blocks(quantize_run *run, const qz_job *job, bis_error *e
     if (!status) status = qz_run_folder_file(&run->folder, QZ_FILE_END_TO_END, 0, path, error);
     if (status) return status;
     bool trained = access(path, F_OK) == 0;
-    start_meter(run, qz_kept_passes(job, layers, run->options->end_to_end_epochs, run->summary.resumed, trained,
-                                    written));
+    start_meter(run,
+                qz_kept_passes(job, layers, run->options->end_to_end_epochs, run->summary.resumed, trained, written));
     status = qz_kept_open(job, layers, run->config->vocab, &run->kept, error);
     if (!status) status = tune_blocks(run, job, error);
     if (status) return status;
@@ -415,6 +436,7 @@ static bis_status do_run(quantize_run *run, bis_error *error) {
         if (!run->summary.blocks) status = bis_fail(error, BIS_ERR_NOMEM, "no memory for the report");
     }
     if (!status) status = open_folder(run, error);
+    if (!status) status = choose_end_to_end(run, error);
     if (!status && run->calibration.samples) {
         bool with_target = run->method->tune;
         status =

@@ -23,11 +23,12 @@ typedef struct qz_options {
     int samples, seq_len;    /* qz_calibration_options */
     uint64_t seed;
     qz_tune_options tune; /* its seed and callback are set here, and smooth_alpha to 0 for QuaRot */
-    bool end_to_end;         /* after tuning, all blocks are trained together, where the memory is there */
+    bool end_to_end;      /* after tuning, all blocks are trained together, where the memory is there */
     int end_to_end_epochs;
     double lr_end_to_end; /* its learning rates, as a share of the tuning's */
     bool gptq;
-    int threads; /* 0: one per core */
+    int threads;     /* 0: one per core */
+    uint64_t memory; /* bytes that may be used; 0: what is free */
     bool force, quiet;
 } qz_options;
 
@@ -37,8 +38,8 @@ typedef struct qz_summary {
     uint64_t text_tokens;
     qz_block_figures *blocks; /* [layers] */
     qz_memory_plan plan;
-    bool end_to_end;          /* the stage was done; else the figures below are 0 */
-    bool end_to_end_left_out; /* wanted, but there was no memory for it */
+    bool end_to_end;                                    /* the stage was done; else the figures below are 0 */
+    bool end_to_end_left_out;                           /* wanted, but there was no memory for it */
     double kl_before, kl_after, end_epoch, end_seconds; /* of held-out windows, in nats a token */
     double final_error; /* of the finished model, as the blocks' errors, which are of tuning when there is the stage */
     uint64_t model_bytes;

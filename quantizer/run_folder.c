@@ -216,14 +216,6 @@ bis_status qz_run_folder_file(const qz_run_folder *folder, qz_run_file file, int
     return join(path, folder->partial, name, error);
 }
 
-bool qz_run_folder_holds(const char *out, int layer, qz_run_file file) {
-    char name[32], path[PATH_MAX], whole[PATH_MAX];
-    file_name(file, layer, name, sizeof name);
-    if (copy_out(out, path, NULL)) return false;
-    int length = snprintf(whole, sizeof whole, "%.*s.partial/%s", PATH_MAX - 64, path, name);
-    return length < PATH_MAX && bis_file_exists(whole);
-}
-
 /* ---- Ending ---- */
 
 static bis_status move(const char *from, const char *to, bis_error *error) {
@@ -245,6 +237,8 @@ bis_status qz_run_folder_finish(qz_run_folder *folder, bis_error *error) {
     if (!status) qz_run_folder_discard(folder);
     return status;
 }
+
+void qz_run_folder_leave(qz_run_folder *folder) { close(folder->lock); }
 
 void qz_run_folder_discard(qz_run_folder *folder) {
     empty_folder(folder->partial, 1);

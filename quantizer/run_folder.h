@@ -38,11 +38,11 @@ typedef enum qz_run_file { QZ_FILE_BLOCK, QZ_FILE_TUNED, QZ_FILE_END_TO_END } qz
 bis_status qz_run_folder_file(const qz_run_folder *folder, qz_run_file file, int layer, char path[PATH_MAX],
                               bis_error *error);
 
-/* Whether OUT.partial has it already; before it is opened. */
-bool qz_run_folder_holds(const char *out, int layer, qz_run_file file);
-
 /* Makes the result OUT and removes the rest. */
 bis_status qz_run_folder_finish(qz_run_folder *folder, bis_error *error);
+
+/* Lets go of OUT.partial as it is, for another call to go on with. */
+void qz_run_folder_leave(qz_run_folder *folder);
 
 /* Removes OUT.partial, after a failure. */
 void qz_run_folder_discard(qz_run_folder *folder);

@@ -19,7 +19,8 @@ import bisup_server  # noqa: E402
 
 PROGRAM, MODEL = bisup_server.from_environment()
 METHODS = ["rtn", "gptq", "atom", "quarot", "bisup-atom", "bisup-quarot"]
-QUICK = ["--samples", "4", "--seq-len", "48", "--epochs", "1", "--batch-samples", "2", "--rank", "4"]
+QUICK = ["--samples", "4", "--seq-len", "48", "--epochs", "1", "--batch-samples", "2", "--rank", "4",
+         "--end-to-end-epochs", "1"]
 STORY = ("Once upon a time there was a little boat. It liked the sea and the wind, and it had a friend, a bird. "
          "One day they found a box with a red key. They were very happy and went home to tell their mother. ")
 
@@ -110,6 +111,7 @@ class Results(Base):
             self.assertGreater(report["layers"][-1]["error"], 0.0005, method)
             self.assertEqual(report["calibration"]["prompt_tokens"] > 0, "--prompt" in arguments)
             self.assertEqual(report["layers"][0].get("best_epoch") is not None, method.startswith("bisup"))
+            self.assertEqual("end_to_end" in report, method.startswith("bisup"))
             with open(self.path(method + "/bisup_report.json")) as file:
                 self.assertEqual(json.load(file), report)
             with open(self.path(method + "/config.json")) as file:
@@ -150,12 +152,12 @@ class Results(Base):
                        "8", "--seq-len", "48", "--epochs", "2", "--batch-samples", "2", "--lr-clip", "0.02",
                        "--lr-smooth", "0.005", "--lr-low-rank", "0.002"]
         results = set()
-        for part in ("clip", "smooth", "low-rank", "act-clip", "error-cancelling"):
+        for part in ("clip", "smooth", "low-rank", "act-clip", "error-cancelling", "end-to-end"):
             self.quantize(model, part, *calibration, "--no-" + part)
             results.add(digest(self.path(part + "/model.safetensors")))
         self.quantize(model, "all", *calibration)
         results.add(digest(self.path("all/model.safetensors")))
-        self.assertEqual(len(results), 6)  # each switch changes something
+        self.assertEqual(len(results), 7)  # each switch changes something
 
     def test_bits_a_weight(self):
         """W3 in groups of 128 is 3.125 bits, and a little more with outliers; by the files' sizes."""
@@ -183,6 +185,27 @@ class Results(Base):
             order = 3 * 4 * hidden if method == "atom" else 0
             self.assertLess(abs(8 * (size - rest - order) / (7 * hidden * hidden) - report["bits_per_weight"]), 0.02)
 
+    def test_the_end_to_end_stage_lowers_the_divergence(self):
+        """Of its held-out windows, and of other text, against the original."""
+        model = self.copy_model(num_hidden_layers=3)
+        words = random.Random(3).choices(STORY.split(), k=5000)
+        text = self.write("words.txt", " ".join(words[:4000]))
+        other = self.write("other.txt", " ".join(words[4000:]))
+        arguments = ["--method", "bisup-quarot", "--bits", "W3A3KV3", "--calibration", text, "--samples", "64",
+                     "--seq-len", "48", "--epochs", "2", "--end-to-end-epochs", "3"]
+        divergences = []
+        for out, more in (("on", []), ("off", ["--no-end-to-end"])):
+            report = self.quantize(model, out, *arguments, *more)
+            self.assertEqual("end_to_end" in report, out == "on")
+            if out == "on":
+                figures = report["end_to_end"]
+                self.assertLess(figures["kl_after"], 0.95 * figures["kl_before"])
+                self.assertGreater(figures["best_epoch"], 0)
+            result = run("eval", self.path(out), "--text", other, "--reference", model, "--context", "48", "--json")
+            self.assertEqual(result.returncode, 0, result.stderr.decode())
+            divergences.append(json.loads(result.stdout)["kl"])
+        self.assertLess(divergences[0], 0.97 * divergences[1])
+
     def test_same_seed_same_bytes(self):
         model = self.copy_model(num_hidden_layers=2)
         calibration = ["--method", "bisup-quarot", "--calibration", self.text, *QUICK]
@@ -195,36 +218,60 @@ class Results(Base):
 
 
 class Interruptions(Base):
-    def start_and_kill(self, command):
-        """Kills the run when its first block is finished. Returns the number of finished blocks."""
+    def start_and_kill(self, command, until="block-000.safetensors"):
+        """Kills the run when a file of it is there. Returns the names of the run's files."""
         process = subprocess.Popen(command, cwd=bisup_server.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        first = self.path("out.partial/block-000.safetensors")
+        awaited = self.path("out.partial/" + until)
         deadline = time.monotonic() + 120
-        while not os.path.exists(first) and process.poll() is None and time.monotonic() < deadline:
+        while not os.path.exists(awaited) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         self.assertEqual(process.returncode, -signal.SIGKILL)
-        return len([name for name in os.listdir(self.path("out.partial")) if name.endswith(".safetensors")])
+        return [name for name in os.listdir(self.path("out.partial")) if name.endswith((".tuned", ".safetensors"))]
+
+    def check_same(self, report):
+        for name in ("model.safetensors", "config.json"):
+            self.assertEqual(digest(self.path("out/" + name)), digest(self.path("whole/" + name)))
+        with open(self.path("whole/bisup_report.json")) as file:
+            whole = json.load(file)
+        self.assertEqual([layer["error"] for layer in report["layers"]], [layer["error"] for layer in whole["layers"]])
+        self.assertEqual(report["error"], whole["error"])
+        for key in ("kl_before", "kl_after", "best_epoch"):
+            self.assertEqual(report.get("end_to_end", {}).get(key), whole.get("end_to_end", {}).get(key))
 
     def test_a_killed_run_goes_on_with_the_same_result(self):
-        arguments = ["--method", "bisup-atom", "--bits", "W3A3KV3", "--calibration", self.text, *QUICK]
+        arguments = ["--method", "bisup-atom", "--bits", "W3A3KV3", "--calibration", self.text, *QUICK,
+                     "--no-end-to-end"]
         model = self.copy_model(num_hidden_layers=3)
         self.quantize(model, "whole", *arguments)
         finished = self.start_and_kill([PROGRAM, "quantize", model, self.path("out"), *arguments])
-        self.assertIn(finished, (1, 2))
+        self.assertIn(len(finished), (1, 2))
         self.assertFalse(os.path.exists(self.path("out")))
         other = run("quantize", model, self.path("out"), *arguments, "--seed", "5")
         self.assertEqual(other.returncode, 1)
         self.assertIn(b"--force", other.stderr)
         self.assertEqual(len(other.stderr.splitlines()[-1:]), 1)
         report = self.quantize(model, "out", *arguments)
-        self.assertGreaterEqual(report["resumed_blocks"], finished)
-        for name in ("model.safetensors", "config.json"):
-            self.assertEqual(digest(self.path("out/" + name)), digest(self.path("whole/" + name)))
-        errors = [[layer["error"] for layer in json.load(open(self.path(out + "/bisup_report.json")))["layers"]]
-                  for out in ("out", "whole")]
-        self.assertEqual(errors[0], errors[1])
+        self.assertGreaterEqual(report["resumed_blocks"], len(finished))
+        self.check_same(report)
+
+    def test_a_run_killed_at_any_stage_goes_on(self):
+        """With the end-to-end stage: while blocks are tuned, in the stage, while blocks are written."""
+        prompt = self.write("prompt.txt", "<|im_start|>system\nBe kind.<|im_end|>\n")
+        model = self.copy_model(num_hidden_layers=3)
+        for method in ("bisup-atom", "bisup-quarot"):
+            arguments = ["--method", method, "--bits", "W3A3KV3", "--calibration", self.text, "--prompt", prompt, *QUICK]
+            self.quantize(model, "whole", *arguments)
+            for until in ("block-000.tuned", "block-002.tuned", "end-to-end.tuned", "block-001.safetensors"):
+                files = self.start_and_kill([PROGRAM, "quantize", model, self.path("out"), *arguments], until)
+                self.assertIn(until, files)
+                report = self.quantize(model, "out", *arguments)
+                self.assertGreaterEqual(report["resumed_blocks"], 1)
+                self.assertEqual(report["resumed_blocks"] == 3, until != "block-000.tuned" or len(files) >= 3)
+                self.check_same(report)
+                shutil.rmtree(self.path("out"))
+            shutil.rmtree(self.path("whole"))
 
     def test_force_begins_anew(self):
         arguments = ["--method", "gptq", "--calibration", self.text, "--samples", "2", "--seq-len", "32"]

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "common/alloc.h"
+#include "quantizer/end_to_end.h"
 #include "quantizer/learned.h"
 #include "quantizer/random.h"
 
@@ -157,28 +158,29 @@ static void gradients(fixture *f) {
     qz_learned_penalty(&f->learned, PENALTY);
 }
 
-static double difference_quotient(fixture *f, size_t index, double step) {
-    qz_real kept = f->learned.parameter[index];
-    f->learned.parameter[index] = kept + step;
+static double difference_quotient(fixture *f, qz_real *number, double step) {
+    qz_real kept = *number;
+    *number = kept + step;
     double above = loss(f);
-    f->learned.parameter[index] = kept - step;
+    *number = kept - step;
     double below = loss(f);
-    f->learned.parameter[index] = kept;
+    *number = kept;
     return (above - below) / (2 * step);
 }
 
-static void check_range(fixture *f, const qz_real *gradient, size_t first, size_t last, const char *kind_name,
-                        const char *what, int *retries) {
+/* Of numbers[first] .. numbers[last - 1]. */
+static void check_range(fixture *f, qz_real *numbers, const qz_real *gradient, size_t first, size_t last,
+                        const char *kind_name, const char *what, int *retries) {
     double squares = 0;
     for (size_t i = first; i < last; i++) squares += gradient[i] * gradient[i];
     double usual = sqrt(squares / (double)(last - first));
     if (!(usual > 0)) fail_msg("%s: all gradients of %s are 0", kind_name, what);
     for (size_t i = first; i < last; i++) {
-        double size = TOLERANCE * (fabs(gradient[i]) + usual), measured = difference_quotient(f, i, 1e-5);
+        double size = TOLERANCE * (fabs(gradient[i]) + usual), measured = difference_quotient(f, &numbers[i], 1e-5);
         if (fabs(measured - gradient[i]) <= size) continue;
         /* a number may pass the edge of its clamp between the two points: then not in between nearer ones */
         (*retries)++;
-        measured = difference_quotient(f, i, 1e-7);
+        measured = difference_quotient(f, &numbers[i], 1e-7);
         if (fabs(measured - gradient[i]) <= size) continue;
         fail_msg("%s: gradient %zu of %s is %.10g, differences give %.10g", kind_name, i - first, what, gradient[i],
                  measured);
@@ -191,30 +193,34 @@ static void check_kind(const kind *k) {
     open_fixture(&f, k, QZ_SOFT);
     const qz_learned *l = &f.learned;
     size_t count = l->first[QZ_PARTS];
-    qz_real *gradient = make(count, 0, 0);
+    size_t inputs = (size_t)SAMPLES * TOKENS * (size_t)k->shape.hidden;
+    qz_real *gradient = make(count, 0, 0), *input_gradient = make(inputs, 0, 0);
     int retries = 0;
     gradients(&f);
     memcpy(gradient, l->gradient, count * sizeof *gradient);
+    memcpy(input_gradient, f.run.tape.output, inputs * sizeof *input_gradient);
+    check_range(&f, f.x, input_gradient, 0, inputs, k->name, "x", &retries);
     for (int i = 0; i < QZ_LINEARS; i++) {
         size_t clips = (size_t)qz_linear_rows(&k->shape, (qz_linear_id)i) * (size_t)l->groups[i];
         size_t rows = (size_t)qz_linear_rows(&k->shape, (qz_linear_id)i) * (size_t)l->rank[i];
         if (l->has[QZ_PART_CLIP]) {
-            check_range(&f, gradient, l->high[i], l->high[i] + clips, k->name, names[i], &retries);
-            check_range(&f, gradient, l->low[i], l->low[i] + clips, k->name, names[i], &retries);
+            check_range(&f, l->parameter, gradient, l->high[i], l->high[i] + clips, k->name, names[i], &retries);
+            check_range(&f, l->parameter, gradient, l->low[i], l->low[i] + clips, k->name, names[i], &retries);
         }
-        check_range(&f, gradient, l->a[i], l->b[i], k->name, names[i], &retries);
-        check_range(&f, gradient, l->b[i], l->b[i] + rows, k->name, names[i], &retries);
+        check_range(&f, l->parameter, gradient, l->a[i], l->b[i], k->name, names[i], &retries);
+        check_range(&f, l->parameter, gradient, l->b[i], l->b[i] + rows, k->name, names[i], &retries);
     }
     for (int i = 0; i < QZ_NORM_SITES; i++) {
         size_t hidden = (size_t)k->shape.hidden;
-        check_range(&f, gradient, l->log_x[i], l->log_x[i] + hidden, k->name, "s_x", &retries);
-        check_range(&f, gradient, l->log_w[i], l->log_w[i] + hidden, k->name, "s_w", &retries);
+        check_range(&f, l->parameter, gradient, l->log_x[i], l->log_x[i] + hidden, k->name, "s_x", &retries);
+        check_range(&f, l->parameter, gradient, l->log_w[i], l->log_w[i] + hidden, k->name, "s_w", &retries);
     }
     if (l->has[QZ_PART_ACT_CLIP])
-        check_range(&f, gradient, l->clip, l->clip + QZ_SITES, k->name, "act clips", &retries);
-    print_message("%s: %zu gradients; %d beside an edge\n", k->name, count, retries);
-    assert_true(retries * 50 < (int)count);
+        check_range(&f, l->parameter, gradient, l->clip, l->clip + QZ_SITES, k->name, "act clips", &retries);
+    print_message("%s: %zu gradients; %d beside an edge\n", k->name, count + inputs, retries);
+    assert_true(retries * 50 < (int)(count + inputs));
     free(gradient);
+    free(input_gradient);
     close_fixture(&f);
 }
 
@@ -330,6 +336,179 @@ static void test_gradients_of_long_samples(void **state) {
     close_fixture(&f);
 }
 
+/* ---- End to end ------------------------------------------------------------------------------ */
+
+static void plain_logits(const qz_head *head, const qz_real *x, double *logits) {
+    double squares = 0;
+    for (int i = 0; i < head->hidden; i++) squares += x[i] * x[i] / head->hidden;
+    for (int v = 0; v < head->vocab; v++) {
+        logits[v] = 0;
+        for (int i = 0; i < head->hidden; i++) {
+            logits[v] += x[i] / sqrt(squares + head->norm_eps) * head->norm[i] * head->weight[v * head->hidden + i];
+        }
+    }
+}
+
+enum { VOCAB = 37 };
+
+/* The sum over rows, computed plainly. */
+static double plain_divergence(const qz_head *head, const qz_real *original, const qz_real *quantized, int rows) {
+    double t[VOCAB], y[VOCAB], sum = 0;
+    assert_true(head->vocab <= VOCAB);
+    for (int r = 0; r < rows; r++) {
+        double all_t = 0, all_y = 0;
+        plain_logits(head, original + r * head->hidden, t);
+        plain_logits(head, quantized + r * head->hidden, y);
+        for (int v = 0; v < head->vocab; v++) {
+            all_t += exp(t[v]);
+            all_y += exp(y[v]);
+        }
+        for (int v = 0; v < head->vocab; v++) sum += exp(t[v]) / all_t * (t[v] - log(all_t) - y[v] + log(all_y));
+    }
+    return sum;
+}
+
+static void test_gradients_of_the_divergence(void **state) {
+    (void)state;
+    enum { ROWS = 3, WIDTH = 20 };
+    qz_head head = {WIDTH, VOCAB, 1e-5, make(WIDTH, 0.5, 1), make((size_t)VOCAB * WIDTH, 0.7, 0)};
+    qz_real *original = make((size_t)ROWS * WIDTH, 2, 0), *x = make((size_t)ROWS * WIDTH, 2, 0);
+    qz_real *gradient = make((size_t)ROWS * WIDTH, 0, 0);
+    qz_divergence *divergence;
+    assert_int_equal(qz_divergence_open(NULL, &head, &divergence, NULL), BIS_OK);
+    double sum = qz_divergence_rows(divergence, original, x, ROWS, 0.5, gradient);
+    assert_true(sum > 1 && fabs(sum - plain_divergence(&head, original, x, ROWS)) < 1e-10);
+    assert_true(qz_divergence_rows(divergence, original, x, ROWS, 7, NULL) == sum);
+    for (int i = 0; i < ROWS * WIDTH; i++) {
+        const double step = 1e-5;
+        qz_real kept = x[i];
+        x[i] = kept + step;
+        double above = plain_divergence(&head, original, x, ROWS);
+        x[i] = kept - step;
+        double below = plain_divergence(&head, original, x, ROWS);
+        x[i] = kept;
+        assert_true(fabs((above - below) / (2 * step) * 0.5 - gradient[i]) < 1e-8);
+    }
+    qz_divergence_close(divergence);
+    free((void *)head.norm);
+    free((void *)head.weight);
+    free(original);
+    free(x);
+    free(gradient);
+}
+
+enum { CHAIN = 3, WINDOWS = 4 };
+
+/* A model without quantizers, so that its divergence from another one has gradients. */
+typedef struct chain {
+    fixture layer[CHAIN];
+    qz_end_block blocks[CHAIN];
+    qz_end_input input;
+    qz_tune_options options;
+    size_t count;
+} chain;
+
+static void open_chain(chain *c) {
+    kind k = {.name = "chain", .shape = {16, 20, 4, 2, 4, 1e-5}, .prompt = PROMPT, .ordered = true};
+    k.spec = (qz_spec){.weight_bits = 16, .act_bits = 16, .kv_bits = 16, .group = 32, .key_before_rope = true};
+    *c = (chain){.options = {.clip = true, .smooth = true, .low_rank = true, .act_clip = true, .rank = 2}};
+    for (int i = 0; i < CHAIN; i++) {
+        fixture *f = &c->layer[i];
+        open_fixture(f, &k, QZ_QUANTIZED);
+        c->blocks[i] = (qz_end_block){f->block, f->pass.prompt, f->learned.parameter};
+    }
+    size_t windows = (size_t)WINDOWS * TOKENS * (size_t)k.shape.hidden;
+    c->count = c->layer[0].learned.first[QZ_PARTS];
+    c->input = (qz_end_input){.spec = &c->layer[0].spec,
+                              .rope_table = c->layer[0].rope,
+                              .blocks = c->blocks,
+                              .layers = CHAIN,
+                              .samples = WINDOWS,
+                              .tokens = TOKENS,
+                              .x = make(windows, 2, 0),
+                              .final = make(windows, 2, 0)};
+    c->input.head = (qz_head){k.shape.hidden, VOCAB, 1e-5, make(16, 0.5, 1), make((size_t)VOCAB * 16, 0.7, 0)};
+}
+
+static void close_chain(chain *c) {
+    for (int i = 0; i < CHAIN; i++) close_fixture(&c->layer[i]);
+    const void *const owned[] = {c->input.x, c->input.final, c->input.head.norm, c->input.head.weight};
+    for (int i = 0; i < 4; i++) free((void *)owned[i]);
+}
+
+/* Mean over all tokens, and the penalty, window after window through the layers. */
+static double chain_loss(chain *c) {
+    int rows = WINDOWS * TOKENS, hidden = c->input.head.hidden;
+    size_t bytes = (size_t)rows * (size_t)hidden * sizeof(qz_real);
+    qz_real *x = malloc(bytes);
+    assert_non_null(x);
+    memcpy(x, c->input.x, bytes);
+    double sum = 0;
+    for (int i = 0; i < CHAIN; i++) {
+        fixture *f = &c->layer[i];
+        qz_learned_prepare(&f->learned, &f->run);
+        for (int w = 0; w < WINDOWS; w += SAMPLES) {
+            qz_real *at = x + (size_t)w * TOKENS * (size_t)hidden;
+            qz_run_forward(&f->run, at, SAMPLES);
+            memcpy(at, f->run.tape.output, bytes / WINDOWS * SAMPLES);
+        }
+        sum += qz_learned_penalty(&f->learned, c->options.smooth_penalty);
+    }
+    sum += plain_divergence(&c->input.head, c->input.final, x, rows) / rows;
+    free(x);
+    return sum;
+}
+
+/* AdamW's first step moves each parameter by its rate against the sign of its gradient; all windows are one batch. So
+ * one step of the stage tells the signs of all its gradients, through all layers. */
+static void test_the_first_step_of_the_stage_follows_the_gradient(void **state) {
+    (void)state;
+    chain c;
+    qz_end_result result;
+    int checked = 0, tiny = 0;
+    const double step_size = 1e-6 / 1.05; /* the rate is still rising */
+    open_chain(&c);
+    c.options.epochs = 1;
+    c.options.batch = WINDOWS;
+    c.options.smooth_penalty = PENALTY;
+    c.options.lr_smooth = c.options.lr_low_rank = 1e-6;
+    double gradient[CHAIN][512] = {{0}};
+    assert_true(c.count && c.count <= 512);
+    for (int i = 0; i < CHAIN; i++) {
+        for (size_t j = 0; j < c.count; j++) {
+            qz_real *number = &c.blocks[i].parameter[j], kept = *number;
+            const double step = 1e-5;
+            *number = kept + step;
+            double above = chain_loss(&c);
+            *number = kept - step;
+            double below = chain_loss(&c);
+            *number = kept;
+            gradient[i][j] = (above - below) / (2 * step);
+        }
+    }
+    qz_real *before = make(CHAIN * c.count, 0, 0);
+    for (int i = 0; i < CHAIN; i++)
+        memcpy(before + (size_t)i * c.count, c.blocks[i].parameter, c.count * sizeof *before);
+    assert_int_equal(qz_end_to_end(&c.input, &c.options, &result, NULL), BIS_OK);
+    assert_true(result.best_epoch == 1 && result.after < result.before);
+    for (int i = 0; i < CHAIN; i++) {
+        for (size_t j = 0; j < c.count; j++) {
+            double moved = c.blocks[i].parameter[j] - before[(size_t)i * c.count + j];
+            if (fabs(gradient[i][j]) < 1e-6) { /* below what differences can tell */
+                tiny++;
+                continue;
+            }
+            checked++;
+            if (fabs(moved + copysign(step_size, gradient[i][j])) > 1e-2 * step_size)
+                fail_msg("layer %d: parameter %zu with gradient %g moved by %g", i, j, gradient[i][j], moved);
+        }
+    }
+    print_message("end to end: %d signs of gradients, %d of 0\n", checked, tiny);
+    assert_true(tiny * 20 < checked);
+    free(before);
+    close_chain(&c);
+}
+
 /* ---- With rounding --------------------------------------------------------------------------- */
 
 static double dot(const qz_real *a, const qz_real *b, int count) {
@@ -402,6 +581,8 @@ int main(void) {
         cmocka_unit_test(test_gradients_without_quantizers_or_prompt),
         cmocka_unit_test(test_threads_change_no_gradient),
         cmocka_unit_test(test_gradients_of_long_samples),
+        cmocka_unit_test(test_gradients_of_the_divergence),
+        cmocka_unit_test(test_the_first_step_of_the_stage_follows_the_gradient),
         cmocka_unit_test(test_rounded_quantizers_are_homogeneous),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

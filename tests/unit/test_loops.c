@@ -102,6 +102,30 @@ static void check_softmax(const qz_loops *loops, int count) {
     assert_true(p[count] == x[count] && d[count] == g[count]);
 }
 
+/* Also where all numbers of one side are far below or above those of the other: only differences count. */
+static void check_divergence(const qz_loops *loops, int count) {
+    float target[MOST], x[MOST], kept[MOST];
+    double p[MOST] = {0}, q[MOST] = {0}, sum_p = 0, sum_q = 0, expected = 0, shift = count % 3 ? 0 : 200;
+    fill(target, 12);
+    fill(x, 12);
+    for (int i = 0; i < count; i++) x[i] += (float)shift;
+    memcpy(kept, x, sizeof kept);
+    for (int i = 0; i < count; i++) sum_p += p[i] = exp(target[i]);
+    for (int i = 0; i < count; i++) sum_q += q[i] = exp(x[i] - shift);
+    for (int i = 0; i < count; i++) {
+        p[i] /= sum_p;
+        q[i] /= sum_q;
+        expected += p[i] * log(p[i] / q[i]);
+    }
+    assert_near(loops->divergence(target, x, count, 0.25f), expected, 0.1);
+    for (int i = 0; i < count; i++) assert_near(x[i], 0.25 * (q[i] - p[i]), 1e-2);
+    assert_true(x[count] == kept[count]);
+    memcpy(target, kept, sizeof target);
+    memcpy(x, kept, sizeof x);
+    assert_true(loops->divergence(target, x, count, 1) == 0);
+    for (int i = 0; i < count; i++) assert_true(x[i] == 0);
+}
+
 static void check_swiglu(const qz_loops *loops, int count) {
     float gate[MOST], up[MOST], g[MOST], out[MOST], d_gate[MOST], d_up[MOST];
     fill(gate, count % 2 ? 3 : 120); /* also where the exponential is at its limits */
@@ -216,6 +240,7 @@ static void check_quantize_backward(const qz_loops *loops, int count) {
 static void test_range(void **state) { (void)state, each(check_range); }
 static void test_norm(void **state) { (void)state, each(check_norm); }
 static void test_softmax(void **state) { (void)state, each(check_softmax); }
+static void test_divergence(void **state) { (void)state, each(check_divergence); }
 static void test_swiglu(void **state) { (void)state, each(check_swiglu); }
 static void test_sums(void **state) { (void)state, each(check_sums); }
 static void test_rotate(void **state) { (void)state, each(check_rotate); }
@@ -224,10 +249,9 @@ static void test_quantize_backward(void **state) { (void)state, each(check_quant
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_range),   cmocka_unit_test(test_norm),
-        cmocka_unit_test(test_softmax), cmocka_unit_test(test_swiglu),
-        cmocka_unit_test(test_sums),    cmocka_unit_test(test_rotate),
-        cmocka_unit_test(test_adam),    cmocka_unit_test(test_quantize_backward),
+        cmocka_unit_test(test_range),      cmocka_unit_test(test_norm),   cmocka_unit_test(test_softmax),
+        cmocka_unit_test(test_divergence), cmocka_unit_test(test_swiglu), cmocka_unit_test(test_sums),
+        cmocka_unit_test(test_rotate),     cmocka_unit_test(test_adam),   cmocka_unit_test(test_quantize_backward),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -24,6 +24,7 @@
 #include "quantizer/memory_plan.h"
 #include "quantizer/method.h"
 #include "quantizer/quantize.h"
+#include "quantizer/report.h"
 #include "quantizer/run_folder.h"
 #include "quantizer/safetensors_writer.h"
 #include "quantizer/tune.h"
@@ -506,13 +507,17 @@ static void a_forced_run_replaces_only_when_it_is_done(void **state) {
 static void a_seven_billion_model_fits_in_24_gigabytes(void **state) {
     (void)state;
     qz_spec spec = {.weight_bits = 3, .act_bits = 3, .kv_bits = 3, .group = 128};
+    qz_tune_options tune = qz_tune_default_options();
+    tune.rank = 32;
     qz_plan_input input = {.shape = {4096, 11008, 32, 32, 128, 1e-5},
                            .method = qz_method_find("bisup-quarot"),
                            .spec = &spec,
                            .gptq = true,
                            .samples = 128,
                            .tokens = 2048,
-                           .rank = 32,
+                           .tune = &tune,
+                           .layers = 32,
+                           .vocab = 32000,
                            .threads = 16};
     qz_memory_plan plan = qz_plan_memory(&input);
     bis_error error;
@@ -520,6 +525,125 @@ static void a_seven_billion_model_fits_in_24_gigabytes(void **state) {
     assert_int_equal(qz_plan_check(&plan, 24000000000u, &error), BIS_OK);
     assert_int_equal(qz_plan_check(&plan, plan.total - 1, &error), BIS_ERR_NOMEM);
     assert_non_null(strstr(error.text, "--samples"));
+    assert_true(plan.end_to_end == 0);
+    /* with the end-to-end stage, its 6.5 billion weights, and what it trains, must fit beside the activations */
+    input.end_to_end = true;
+    uint64_t alone = plan.total, weights = 32ull * (4 * 4096ull * 4096 + 3 * 4096ull * 11008);
+    plan = qz_plan_memory(&input);
+    assert_true(plan.total == alone);
+    assert_true(plan.end_to_end > plan.activations + 4 * weights && plan.end_to_end < plan.activations + 8 * weights);
+}
+
+static qz_options tuned_run(const char *out, const char *calibration) {
+    qz_options options = {.model = "models/demo",
+                          .out = out,
+                          .method = "bisup-quarot",
+                          .weight_bits = 4,
+                          .act_bits = 4,
+                          .kv_bits = 4,
+                          .group = 32,
+                          .calibration = calibration,
+                          .samples = 4,
+                          .seq_len = 16,
+                          .tune = qz_tune_default_options(),
+                          .end_to_end = true,
+                          .end_to_end_epochs = 1,
+                          .lr_end_to_end = 0.3,
+                          .threads = 1,
+                          .quiet = true};
+    options.tune.epochs = 1;
+    return options;
+}
+
+/* OUT.partial as a run of these options leaves it that was ended after its first block. */
+static void begin_run(const qz_options *options) {
+    rt_tokenizer *tokenizer;
+    qz_calibration calibration;
+    qz_run_folder folder;
+    bis_buf identity = {0};
+    bis_error error;
+    qz_calibration_options windows = {.text = options->calibration,
+                                      .samples = options->samples,
+                                      .seq_len = options->seq_len,
+                                      .context = 1024,
+                                      .vocab = 2048,
+                                      .seed = options->seed};
+    assert_int_equal(rt_tokenizer_open(options->model, &tokenizer, &error), BIS_OK);
+    assert_int_equal(qz_calibration_read(&windows, tokenizer, &calibration, &error), BIS_OK);
+    assert_int_equal(qz_report_identity(options, &calibration, &identity, &error), BIS_OK);
+    assert_int_equal(qz_run_folder_open(options->out, false, &identity, &folder, &error), BIS_OK);
+    qz_run_folder_leave(&folder);
+    shell("touch out.partial/block-000.tuned");
+    bis_buf_free(&identity);
+    qz_calibration_free(&calibration);
+    rt_tokenizer_close(tokenizer);
+}
+
+/* A run that was begun with the stage does not change its result where memory has become short, and loses nothing. */
+static void a_run_with_the_stage_waits_for_memory(void **state) {
+    (void)state;
+    bis_error error;
+    qz_summary summary;
+    char out[256], calibration[256];
+    scratch_make();
+    snprintf(out, sizeof out, "%s", scratch_path("out"));
+    snprintf(calibration, sizeof calibration, "%s", scratch_path("text"));
+    shell("for i in 1 2 3 4 5 6 7 8 9; do echo Once upon a time, in $i houses, there lived a cat; done > text");
+    qz_options options = tuned_run(out, calibration);
+    begin_run(&options);
+    options.memory = 60000000; /* enough without the stage */
+    assert_int_equal(qz_quantize(&options, &summary, &error), BIS_ERR_NOMEM);
+    assert_non_null(strstr(error.text, "--no-end-to-end"));
+    shell("test -e out.partial/block-000.tuned && test ! -e out && rm -r out.partial");
+    if (qz_quantize(&options, &summary, &error)) fail_msg("%s", error.text);
+    assert_true(summary.end_to_end_left_out);
+    qz_summary_free(&summary);
+    shell("rm -rf out text");
+    scratch_remove();
+}
+
+/* Where all blocks do not fit, the stage is left out, and the result is that of a run without it. */
+static void the_stage_is_left_out_without_memory(void **state) {
+    (void)state;
+    bis_error error;
+    bis_buf text = {0};
+    char out[256], plain[256], calibration[256];
+    scratch_make();
+    snprintf(out, sizeof out, "%s", scratch_path("out"));
+    snprintf(plain, sizeof plain, "%s", scratch_path("plain"));
+    snprintf(calibration, sizeof calibration, "%s", scratch_path("text"));
+    for (int i = 0; i < 9; i++) bis_buf_printf(&text, "Once upon a time, in %d houses, there lived a cat.\n", i);
+    assert_int_equal(qz_file_write(calibration, text.data, text.length, &error), BIS_OK);
+    bis_buf_free(&text);
+    qz_options options = tuned_run(out, calibration);
+    qz_summary summary;
+    if (qz_quantize(&options, &summary, &error)) fail_msg("%s", error.text);
+    assert_true(summary.end_to_end && !summary.end_to_end_left_out && summary.kl_before > 0);
+    assert_true(summary.kl_after <= summary.kl_before && summary.plan.total == summary.plan.end_to_end);
+    options.memory = summary.plan.end_to_end - 1;
+    options.force = true;
+    qz_summary_free(&summary);
+    if (qz_quantize(&options, &summary, &error)) fail_msg("%s", error.text);
+    assert_true(!summary.end_to_end && summary.end_to_end_left_out && summary.plan.total <= options.memory);
+    qz_summary_free(&summary);
+    options.out = plain;
+    options.end_to_end = false;
+    if (qz_quantize(&options, &summary, &error)) fail_msg("%s", error.text);
+    assert_true(!summary.end_to_end && !summary.end_to_end_left_out);
+    shell("test -s out/config.json && cmp out/model.safetensors plain/model.safetensors");
+
+    /* Another run's block in the folder, with --force: nothing of it decides. */
+    options = tuned_run(out, calibration);
+    options.force = true;
+    shell("mkdir out.partial && touch out.partial/block-000.safetensors out.partial/run.json");
+    qz_summary_free(&summary);
+    if (qz_quantize(&options, &summary, &error)) fail_msg("%s", error.text);
+    assert_true(summary.end_to_end && !summary.end_to_end_left_out);
+    options.memory = 1000;
+    assert_int_equal(qz_quantize(&options, &summary, &error), BIS_ERR_NOMEM);
+    shell("rm -rf out plain text");
+    qz_summary_free(&summary);
+    scratch_remove();
 }
 
 /* ---- Allocation failures ---- */
@@ -577,6 +701,8 @@ int main(void) {
         TEST(only_safe_places_are_written),
         TEST(a_forced_run_replaces_only_when_it_is_done),
         TEST(a_seven_billion_model_fits_in_24_gigabytes),
+        TEST(the_stage_is_left_out_without_memory),
+        TEST(a_run_with_the_stage_waits_for_memory),
         TEST(a_run_without_memory_leaves_nothing),
     };
     return cmocka_run_group_tests_name("quantize", tests, NULL, NULL);
