@@ -84,7 +84,7 @@ def plot_methods(table, path):
                                                    for m in table.models], fontsize=7)
         axis.grid(axis="y", alpha=.3)
     axes[0].set_ylabel("mean KL to the full-precision model (nats)")
-    fig.legend(*axes[0].get_legend_handles_labels(), ncols=len(METHODS), loc="upper center", frameon=False)
+    fig.legend(*axes[-1].get_legend_handles_labels(), ncols=len(METHODS), loc="upper center", frameon=False)
     fig.tight_layout(rect=(0, 0, 1, .92))
     fig.savefig(path, dpi=120)
     plt.close(fig)
@@ -209,7 +209,8 @@ Measured on {date} on {machine}, by `{command}` ({cases} cases, {hours:.1f} hour
 **What is compared.** Four models: the demo model, story-llama-656k, and their *outlier-equivalent* variants
 (`tools/outlier_variant.py`): the same function, with activation outliers such as large models have. Excess loss is the
 mean KL divergence of a quantized model from the full-precision one, over {tokens} tokens in windows of {context}, which
-neither training, calibration nor tuning saw. The rows of BiSup at 3 and 4 bits are means of {seeds} seeds with their standard deviation.
+neither calibration nor tuning saw, nor, for the demo model, training. A figure of BiSup with ± is the mean of the seeds {seeds} with their standard
+deviation as far as they have been measured; without, of seed {seed} alone.
 Weights are symmetric with one scale for 128 columns (here: a whole row or a few parts of one); a W3 matrix takes 3.1 to
 3.3 bits a weight. Windows of calibration text: {tuning}.
 
@@ -219,7 +220,7 @@ models and say nothing about the paper's.
 ## The aims
 
 {bars}
-## All methods
+{missing}## All methods
 
 ![KL of all methods](quality/methods.png)
 
@@ -271,7 +272,15 @@ def tuning_text():
             f"; at 8 bits {settings_text(experiments.TUNING_8_BITS)}")
 
 
-def write_page(results, docs, info):
+def missing_text(results, cases):
+    """A sentence on cases that have no result yet; empty when all have one."""
+    count = len([c for c in cases if c not in results])
+    return f"**{count} of {len(cases)} cases have not been measured yet** (mostly further seeds); `make reproduce` goes on.\n\n" \
+        if count else ""
+
+
+def write_page(results, cases, docs, info):
+    """cases: the names of all that there is to measure."""
     table = Table(results)
     pictures = os.path.join(docs, "quality")
     os.makedirs(pictures, exist_ok=True)
@@ -281,9 +290,9 @@ def write_page(results, docs, info):
     some = next(iter(table.quality.values()))
     seconds = sum(r["seconds"] for r in results.values())
     page = PAGE.format(cases=len(results), hours=seconds / 3600, tokens=some["case"]["tokens"],
-                       context=experiments.CONTEXT, seeds=len(SEEDS), seed=SEEDS[0],
+                       context=experiments.CONTEXT, seeds=', '.join(map(str, SEEDS)), seed=SEEDS[0],
                        tuning=tuning_text(), ablation_settings=settings_text(experiments.TUNING_ABLATION),
                        bars=bars_section(table), quality=quality_section(table), ablation=ablation_section(table),
-                       facts=facts_section(table), commands=commands(), **info)
+                       missing=missing_text(results, cases), facts=facts_section(table), commands=commands(), **info)
     with open(os.path.join(docs, "quality.md"), "w", encoding="utf-8") as f:
         f.write(page)

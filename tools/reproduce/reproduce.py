@@ -42,8 +42,9 @@ def main():
     p.add_argument("--threads", type=int, default=0, help="0: one per core")
     p.add_argument("--report", action="store_true", help="write the page from the results that are there")
     args = p.parse_args()
+    setup = experiments.Setup(args.program, args.folder, args.threads)
+    names = [name for name, _ in setup.cases(args.tokens)]
     if not args.report:
-        setup = experiments.Setup(args.program, args.folder, args.threads)
         for reason in setup.missing:
             print(f"left out: {reason}", file=sys.stderr)
         cases = [c for c in setup.cases(args.tokens) if re.search(args.only, c[0])]
@@ -58,7 +59,7 @@ def main():
     if not results:
         raise SystemExit(f"no results in {args.folder}: run without --report first")
     info = {"machine": machine(), "date": datetime.date.today().isoformat(), "command": "make reproduce"}
-    report.write_page(results, args.docs, info)
+    report.write_page(results, names, args.docs, info)
     print(f"{os.path.relpath(os.path.join(args.docs, 'quality.md'))} has been written")
 
 
