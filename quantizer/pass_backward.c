@@ -37,20 +37,22 @@ static void ffn_middle(void *argument, int first, int last, int worker) {
 }
 
 /* What a norm's input gets beside the part that came along the residual. */
-typedef struct input_task {
+typedef struct norm_task {
     qz_run *run;
+    qz_site site;
+    const qz_real *input, *norm; /* [rows, hidden], and the gains */
     qz_real *residual;
-} input_task;
+} norm_task;
 
-static void ffn_input(void *argument, int first, int last, int worker) {
-    const input_task *task = argument;
+static void norm_input(void *argument, int first, int last, int worker) {
+    const norm_task *task = argument;
     qz_run *run = task->run;
     const qz_shape *shape = &run->pass->block->shape;
     qz_real *scratch = qz_run_scratch(run, worker);
     for (int r = first; r < last; r++) {
         size_t at = at_row(r, shape->hidden);
-        site_backward(run, QZ_SITE_FFN, r, run->back.hidden + at, scratch);
-        run->loops->norm_backward(run->tape.middle + at, run->norm2, (qz_real)shape->norm_eps, shape->hidden,
+        site_backward(run, task->site, r, run->back.hidden + at, scratch);
+        run->loops->norm_backward(task->input + at, task->norm, (qz_real)shape->norm_eps, shape->hidden,
                                   run->back.hidden + at, task->residual + at);
     }
 }
@@ -114,19 +116,6 @@ static void attention_heads(void *argument, int first, int last, int worker) {
     }
 }
 
-static void attention_input(void *argument, int first, int last, int worker) {
-    const input_task *task = argument;
-    qz_run *run = task->run;
-    const qz_shape *shape = &run->pass->block->shape;
-    qz_real *scratch = qz_run_scratch(run, worker);
-    for (int r = first; r < last; r++) {
-        size_t at = at_row(r, shape->hidden);
-        site_backward(run, QZ_SITE_ATTN, r, run->back.hidden + at, scratch);
-        run->loops->norm_backward(run->tape.input + at, run->norm1, (qz_real)shape->norm_eps, shape->hidden,
-                                  run->back.hidden + at, task->residual + at);
-    }
-}
-
 /* ---- Backward -------------------------------------------------------------------------------- */
 
 static void each_row(qz_run *run, qz_range_fn step, void *argument) {
@@ -150,8 +139,8 @@ void qz_run_backward(qz_run *run, const qz_receiver *receiver, qz_real *d_output
     each_row(run, ffn_middle, run);
     multiply(run, receiver, QZ_GATE, back->gate, false, back->hidden);
     multiply(run, receiver, QZ_UP, back->up, true, back->hidden);
-    input_task task = {run, d_output};
-    each_row(run, ffn_input, &task);
+    norm_task ffn_norm = {run, QZ_SITE_FFN, tape->middle, run->norm2, d_output};
+    each_row(run, norm_input, &ffn_norm);
     receiver->norm(receiver->user, QZ_SITE_FFN, back->hidden, tape->middle, tape->inverse2);
     multiply(run, receiver, QZ_O, d_output, false, back->wide);
     each_row(run, attention_output, run);
@@ -160,6 +149,7 @@ void qz_run_backward(qz_run *run, const qz_receiver *receiver, qz_real *d_output
     multiply(run, receiver, QZ_Q, back->q, false, back->hidden);
     multiply(run, receiver, QZ_K, back->k, true, back->hidden);
     multiply(run, receiver, QZ_V, back->v, true, back->hidden);
-    each_row(run, attention_input, &task);
+    norm_task attention_norm = {run, QZ_SITE_ATTN, tape->input, run->norm1, d_output};
+    each_row(run, norm_input, &attention_norm);
     receiver->norm(receiver->user, QZ_SITE_ATTN, back->hidden, tape->input, tape->inverse1);
 }
